@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help search test check .venv
+
+help:  ## say what can be made
+	@grep -E '^[a-z.]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /  make \1 |/' | column -t -s '|'
+
+search: .venv  ## find latent sizes for a ResNet-20 on real digits, in a few minutes
+	$(BIN)/python -m ranksearch
+
+check: .venv  ## lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: check  ## check, then the tests
+	$(BIN)/python -m pytest
+
+.venv: .venv/.complete  ## the environment alone
+
+# Made anew in place when the project's requirements change; complete only once pip has succeeded.
+.venv/.complete: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ranksearch needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

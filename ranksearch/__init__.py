@@ -1,0 +1,17 @@
+"""ranksearch finds the latent size of every layer of a trained network."""
+
+from ranksearch.factorize import collect_statistics, decompose, factorize_model, profile_layers
+from ranksearch.loading import load
+from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
+
+__all__ = [
+    "LayerChoice",
+    "LayerSpec",
+    "RankPlan",
+    "collect_statistics",
+    "decompose",
+    "factorize_model",
+    "load",
+    "profile_layers",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,63 @@
+"""The shape of a configuration: every key that has a type of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ranksearch.baseline import BaselineSettings
+from ranksearch.errors import SettingError
+from ranksearch.finalize import FinalizeSettings
+from ranksearch.search import Constraint, StudySettings
+from ranksearch.space import SpaceSettings
+from ranksearch.training import Recipe
+
+TASKS = ("search",)
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """The training images that statistics are estimated from.
+
+    Attributes:
+        images: how many.
+        batch_size: images of a batch.
+    """
+
+    images: int = 512
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for what in ("images", "batch_size"):
+            if getattr(self, what) < 2:
+                raise SettingError(what, getattr(self, what), "is too few: use 2 or more")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. Keys of type ``Any`` are open: a ``_target_`` and whatever that takes."""
+
+    model: Any
+    dataset: Any
+    space: SpaceSettings
+    cost: Any
+    constraint: Constraint
+    sampler: Any
+    fine_tune: Recipe
+    storage: Any
+    study: StudySettings
+    baseline: BaselineSettings
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    finalize: FinalizeSettings = field(default_factory=FinalizeSettings)
+    task: str = "search"
+    seed: int = 0
+    device: str = "auto"
+    worker: int = 0
+    outputs: str = "outputs"
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise SettingError("task", self.task, f"is unknown: use {', '.join(TASKS)}")
+        for what in ("seed", "worker"):
+            if getattr(self, what) < 0:
+                raise SettingError(what, getattr(self, what), "is negative: use 0 or more")

@@ -1,0 +1,97 @@
+"""What a network costs: multiply-accumulates, known from the layers' shapes alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ranksearch.plan import LayerSpec, RankPlan
+
+
+class CostModel(Protocol):
+    """The cost of one layer and of a whole network. Pure: asking twice gives the same answer.
+
+    Attributes:
+        unit: what the numbers count.
+    """
+
+    unit: str
+
+    def network(self, model: nn.Module, input_shape: Sequence[int]) -> int:
+        """The dense network's cost for one example of shape ``input_shape``, `[C, H, W]`."""
+        ...
+
+    def dense(self, spec: LayerSpec) -> int:
+        """A layer's cost as it stands."""
+        ...
+
+    def at_rank(self, spec: LayerSpec, rank: int) -> int:
+        """A layer's cost once it is factorized."""
+        ...
+
+
+@dataclass(frozen=True)
+class MacsCost:
+    """Multiply-accumulates of one example."""
+
+    unit: str = "MACs"
+
+    def network(self, model: nn.Module, input_shape: Sequence[int]) -> int:
+        """See `count_macs`."""
+        return count_macs(model, input_shape)
+
+    def dense(self, spec: LayerSpec) -> int:
+        """Multiply-accumulates of the dense layer."""
+        return spec.dense_macs
+
+    def at_rank(self, spec: LayerSpec, rank: int) -> int:
+        """Multiply-accumulates of both factors."""
+        return spec.macs_at(rank)
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
+    """Measure the multiply-accumulates of one example by running a copy of the model on shapes alone.
+
+    Args:
+        model: is not touched.
+        input_shape: of one example, `[C, H, W]`.
+    """
+    ghost = copy.deepcopy(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter:
+        ghost(torch.empty(1, *input_shape, device="meta"))
+    return int(counter.get_total_flops()) // 2
+
+
+def count_params(model: nn.Module) -> int:
+    """Count the numbers in the model's parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """The cost of any plan of one network, without building it.
+
+    Attributes:
+        model: how a layer's cost is counted.
+        dense: cost of the dense network.
+        layers: name -> shape of every layer that can be factorized.
+    """
+
+    model: CostModel
+    dense: int
+    layers: dict[str, LayerSpec]
+
+    def of(self, plan: RankPlan) -> int:
+        """The whole network's cost under a plan."""
+        saved = 0
+        for name, choice in plan:
+            spec = self.layers[name]
+            saved += self.model.dense(spec) - self.model.at_rank(spec, choice.latent_size)
+        return self.dense - saved

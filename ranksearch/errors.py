@@ -1,0 +1,35 @@
+"""The errors that ranksearch raises on purpose."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can mend: one line with the value, the limit and the remedy."""
+
+
+class SettingError(UserError, ValueError):
+    """A setting out of its range.
+
+    Args:
+        key: of the setting.
+        value: that it has.
+        advice: the limit and the remedy.
+    """
+
+    def __init__(self, key: str, value: object, advice: str) -> None:
+        super().__init__(f"{key}={value} {advice}")
+        self.key = key
+        self.value = value
+        self.advice = advice
+
+    def inside(self, group: str) -> SettingError:
+        """The same error, with the key as it is written from outside the group."""
+        return SettingError(f"{group}.{self.key}", self.value, self.advice)
+
+
+class PlanError(UserError, ValueError):
+    """A plan, a latent size or an artifact that does not fit the model."""
+
+
+class DivergedError(Exception):
+    """A training loss that is no longer a finite number."""

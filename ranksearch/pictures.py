@@ -1,0 +1,133 @@
+"""The study drawn: the front, and the latent sizes of its plans."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ranksearch.records import FrontPoint, TrialRecord
+from ranksearch.trial import Problem
+
+# Okabe and Ito's palette, which people with any colour vision can tell apart.
+BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#B8B8B8", "#222222"
+
+
+def to_svg(figure: Figure) -> str:
+    """Render a figure as an SVG element; the same figure always gives the same text."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "ranksearch", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    content = text.getvalue()
+    return content[content.index("<svg") :]
+
+
+def draw_front(problem: Problem, records: Sequence[TrialRecord], points: Sequence[FrontPoint], picked: int) -> Figure:
+    """Draw accuracy on the validation split against MACs, with the dense model, the budget and the picked trial."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    millions = 1e6
+    for closed_form, marker, label in ((True, "D", "closed form"), (False, "o", "sampler")):
+        trials = [r.result for r in records if r.result is not None and r.closed_form == closed_form]
+        axes.scatter(
+            [t.macs / millions for t in trials],
+            [100 * t.accuracy for t in trials],
+            marker=marker,
+            s=36,
+            color=GREY,
+            edgecolor=BLACK,
+            linewidth=0.5,
+            label=f"{label} ({len(trials)} trials)",
+        )
+    axes.plot(
+        [p.result.macs / millions for p in points],
+        [100 * p.result.accuracy for p in points],
+        color=BLUE,
+        marker="o",
+        markersize=5,
+        drawstyle="steps-post",
+        label="front",
+    )
+    dense = problem.space.cost.dense / millions
+    axes.scatter([dense], [100 * problem.baseline.accuracy], marker="s", s=64, color=BLACK, label="dense", zorder=3)
+    for point in points:
+        if point.number == picked:
+            here = (point.result.macs / millions, 100 * point.result.accuracy)
+            axes.scatter(
+                *here, marker="*", s=220, color=ORANGE, edgecolor=BLACK, linewidth=0.5, zorder=4, label="picked"
+            )
+    axes.axvline(problem.budget / millions, color=GREEN, linestyle="--", linewidth=1.2, label="budget")
+    axes.set_xlabel("MACs of one image, millions")
+    axes.set_ylabel("validation accuracy, %")
+    axes.grid(color="#EEEEEE")
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=8, loc="lower right")
+    _speedup_axis(axes, problem.space.cost.dense / millions)
+    return figure
+
+
+def _speedup_axis(axes: Axes, dense: float) -> None:
+    """Say the speedup above the MACs."""
+    left, right = axes.get_xlim()
+    ticks = [tick for tick in (1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16) if left <= dense / tick <= right]
+    above = axes.secondary_xaxis("top")
+    above.set_xticks([dense / tick for tick in ticks], [f"{tick:g}x" for tick in ticks])
+    above.set_xlabel("speedup in MACs", fontsize=9)
+
+
+def draw_latent_sizes(problem: Problem, point: FrontPoint) -> Figure:
+    """Draw one plan: for every layer its latent size beside its break-even rank and its width."""
+    layers = problem.space.layers
+    figure = Figure(figsize=(8, 1.2 + 0.2 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(layers))
+    widths = [min(layer.spec.in_size, layer.spec.out_size) for layer in layers]
+    sizes = [point.result.plan.latent_size(layer.spec.name) for layer in layers]
+    axes.barh(rows, widths, color="#E8E8E8", label="min(in, out)")
+    axes.barh(
+        rows,
+        [s or w for s, w in zip(sizes, widths, strict=True)],
+        color=[BLUE if s else BLACK for s in sizes],
+        height=0.55,
+        label="latent size",
+    )
+    axes.scatter(
+        [layer.spec.break_even_rank for layer in layers],
+        rows,
+        marker="|",
+        s=90,
+        color=ORANGE,
+        label="break-even rank",
+        zorder=3,
+    )
+    for row, (size, width) in enumerate(zip(sizes, widths, strict=True)):
+        axes.text(width, row, f" {size}" if size else " dense", va="center", fontsize=7)
+    axes.set_yticks(rows, [layer.spec.name for layer in layers], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("channels or features")
+    axes.set_title(f"trial {point.number}: {point.result.speedup:.2f}x", fontsize=10)
+    axes.legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def draw_heat_map(problem: Problem, points: Sequence[FrontPoint]) -> Figure:
+    """Draw all plans of the front: layers down, plans across, the share of each layer's MACs that is kept."""
+    layers = problem.space.layers
+    kept = np.ones((len(layers), len(points)))
+    for row, layer in enumerate(layers):
+        for column, point in enumerate(points):
+            size = point.result.plan.latent_size(layer.spec.name)
+            if size is not None:
+                kept[row, column] = layer.spec.macs_at(size) / layer.spec.dense_macs
+    figure = Figure(figsize=(min(8.0, 3.6 + 0.5 * len(points)), 1.4 + 0.2 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(kept, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    axes.set_yticks(range(len(layers)), [layer.spec.name for layer in layers], fontsize=7)
+    axes.set_xticks(range(len(points)), [f"{point.result.speedup:.1f}x" for point in points], fontsize=7, rotation=90)
+    axes.set_xlabel("plans of the front, by speedup")
+    figure.colorbar(image, label="share of the layer's MACs kept (1 = dense)")
+    return figure

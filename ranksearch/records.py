@@ -1,0 +1,95 @@
+"""What a study holds, as plain values: its trials, and the front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from ranksearch.trial import TrialResult
+
+RESULT = "result"
+REASON = "reason"
+CLOSED_FORM = "closed_form"
+INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as the study keeps it.
+
+    Attributes:
+        number: from 0, in the order of starting.
+        state: Optuna's: COMPLETE, PRUNED, FAIL, RUNNING or WAITING.
+        feasible: whether its plan meets the constraint.
+        closed_form: whether its plan is one of the closed form's.
+        result: of a COMPLETE trial.
+        reason: why a trial did not complete.
+        seconds: from start to end.
+    """
+
+    number: int
+    state: str
+    feasible: bool
+    closed_form: bool
+    result: TrialResult | None
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A feasible trial that no other beats in both accuracy and cost."""
+
+    number: int
+    closed_form: bool
+    result: TrialResult
+
+
+def read_trial(trial: FrozenTrial) -> TrialRecord:
+    """Read a trial back."""
+    stored = trial.user_attrs.get(RESULT)
+    result = TrialResult.from_json(stored) if stored and trial.state == TrialState.COMPLETE else None
+    return TrialRecord(
+        number=trial.number,
+        state=trial.state.name,
+        feasible=result is not None and all(value <= 0 for value in trial.constraints.values()),
+        closed_form=bool(trial.user_attrs.get(CLOSED_FORM, False)),
+        result=result,
+        reason=str(trial.user_attrs.get(REASON, "")),
+        seconds=trial.duration.total_seconds() if trial.duration is not None else 0.0,
+    )
+
+
+def read_trials(study: Study) -> list[TrialRecord]:
+    """All trials of a study, by number."""
+    return [read_trial(trial) for trial in study.get_trials(deepcopy=False)]
+
+
+def finished(study: Study) -> int:
+    """How many trials came to an end of their own; those that were interrupted or killed do not count."""
+    return sum(
+        record.state in ("COMPLETE", "PRUNED") or (record.state == "FAIL" and record.reason not in ("", INTERRUPTED))
+        for record in read_trials(study)
+    )
+
+
+def front(records: Sequence[TrialRecord]) -> list[FrontPoint]:
+    """The feasible trials that no other beats in both accuracy and cost, by rising cost; of equals, the first."""
+    feasible = [
+        FrontPoint(record.number, record.closed_form, record.result)
+        for record in records
+        if record.feasible and record.result is not None
+    ]
+    best: list[FrontPoint] = []
+    for point in sorted(feasible, key=lambda p: (p.result.macs, -p.result.accuracy, p.number)):
+        if not best or point.result.accuracy > best[-1].result.accuracy:
+            best.append(point)
+    return best
+
+
+def pick(points: Sequence[FrontPoint]) -> FrontPoint:
+    """The point that is worth finalizing: the most accurate one that meets the constraint."""
+    return points[-1]

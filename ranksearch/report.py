@@ -1,0 +1,188 @@
+"""`report.html`: what the search found, on one page that needs nothing else; and the table for the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ranksearch.files import write_text
+from ranksearch.finalize import Finalized
+from ranksearch.pictures import draw_front, draw_heat_map, draw_latent_sizes, to_svg
+from ranksearch.records import FrontPoint, TrialRecord
+from ranksearch.trial import Problem
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #222;
+       background: #fff; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.headline { font-size: 1.2rem; border-left: 4px solid #D55E00; padding-left: .8rem; }
+table { border-collapse: collapse; } th, td { padding: .25rem .8rem; text-align: right; }
+th { border-bottom: 2px solid #222; } tr.picked { font-weight: bold; }
+td:first-child, th:first-child { text-align: left; }
+pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; } svg { max-width: 100%; height: auto; }
+figure { margin: 1rem 0; overflow-x: auto; } figcaption { color: #555; font-size: .9rem; }
+"""
+
+
+def summary_rows(
+    problem: Problem, points: Sequence[FrontPoint], finalized: Finalized | None, others: int = 3
+) -> list[tuple[str, ...]]:
+    """The short table: the baseline, the picked plan, and a few more points of the front.
+
+    Args:
+        problem: that was searched.
+        points: the front, by rising MACs.
+        finalized: the picked plan's end, if it came to that.
+        others: how many more points, spread over the front.
+
+    Returns:
+        A header and rows of as many cells.
+    """
+    dense = problem.space.cost.dense
+
+    def row(label: str, macs: int, params: int, validation: float, test: float | None) -> tuple[str, ...]:
+        speedup, share = f"{problem.speedup(macs):.2f}x", f"{validation:.2%}"
+        return (
+            label,
+            f"{macs / 1e6:.2f} M",
+            speedup,
+            f"{params / 1e6:.3f} M",
+            share,
+            "" if test is None else f"{test:.2%}",
+        )
+
+    rows: list[tuple[str, ...]] = [("", "MACs", "speedup", "params", "validation", "test")]
+    rows.append(
+        row("dense", dense, problem.params, problem.baseline.accuracy, finalized.dense.accuracy if finalized else None)
+    )
+    picked = finalized.trial if finalized else -1
+    for point in points:
+        if point.number == picked and finalized:
+            result = point.result
+            rows.append(
+                row(
+                    f"picked: trial {picked}",
+                    result.macs,
+                    result.params,
+                    result.accuracy,
+                    finalized.factorized.accuracy,
+                )
+            )
+    rest = [point for point in points if point.number != picked]
+    count = min(others, len(rest))
+    chosen = [rest[round(index * (len(rest) - 1) / max(count - 1, 1))] for index in range(count)]
+    for point in reversed(chosen):
+        result = point.result
+        rows.append(row(f"trial {point.number}", result.macs, result.params, result.accuracy, None))
+    return rows
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Lay rows out in columns for a terminal, the first aligned left."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def write_report(
+    path: Path,
+    study: str,
+    problem: Problem,
+    records: Sequence[TrialRecord],
+    points: Sequence[FrontPoint],
+    finalized: Finalized | None,
+    settings: Mapping[str, Any],
+    notes: Mapping[str, str],
+) -> None:
+    """Write the report.
+
+    Args:
+        path: of the file.
+        study: its name.
+        problem: that was searched.
+        records: all trials.
+        points: the front, by rising MACs.
+        finalized: the picked plan's end, if it came to that.
+        settings: of the run, plain JSON values.
+        notes: label -> text, said beside the figures: splits, fine-tuning steps, seeds.
+    """
+    counts = {state: sum(record.state == state for record in records) for state in ("COMPLETE", "PRUNED", "FAIL")}
+    picked = finalized.trial if finalized else -1
+    parts = [
+        f"<h1>ranksearch: {escape(study)}</h1>",
+        f'<p class="headline">{_headline(problem, points, finalized)}</p>',
+    ]
+    trials = ", ".join(f"{count} {state.lower()}" for state, count in counts.items())
+    parts.append(f"<p>Trials: {trials}.</p><ul>")
+    parts += [f"<li>{escape(label)}: {escape(text)}</li>" for label, text in notes.items()]
+    parts.append("</ul>")
+    parts.append(
+        "<h2>The front</h2>"
+        + _figure(
+            to_svg(draw_front(problem, records, points, picked)),
+            "Each mark is a trial, scored on the validation split after its brief fine-tuning.",
+        )
+    )
+    if points:
+        parts.append(_front_table(points, picked))
+        shown = next((point for point in points if point.number == picked), points[-1])
+        parts.append("<h2>Latent size of every layer</h2>")
+        parts.append(
+            _figure(
+                to_svg(draw_latent_sizes(problem, shown)),
+                "The picked plan. A latent size above the "
+                "break-even rank would cost more than the dense layer, so it is never chosen.",
+            )
+        )
+        parts.append(_figure(to_svg(draw_heat_map(problem, points)), "All plans of the front."))
+    if finalized:
+        folder = f"outputs/{study}/best"
+        code = f'import ranksearch\nnetwork = ranksearch.load("{folder}")'
+        parts.append(f"<h2>Load the picked network</h2><pre>{escape(code)}</pre>")
+    parts.append(f"<h2>Settings</h2><pre>{escape(json.dumps(settings, indent=2))}</pre>")
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(study)}</title>'
+    page = (
+        f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
+    )
+    write_text(path, page + "\n")
+
+
+def _headline(problem: Problem, points: Sequence[FrontPoint], finalized: Finalized | None) -> str:
+    if finalized is None:
+        return "No plan has been finalized yet."
+    speedup = next((point.result.speedup for point in points if point.number == finalized.trial), 0.0)
+    return (
+        f"{speedup:.2f}x fewer MACs at {finalized.factorized.accuracy:.2%} test accuracy "
+        f"(dense: {finalized.dense.accuracy:.2%}), trial {finalized.trial}."
+    )
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _front_table(points: Sequence[FrontPoint], picked: int) -> str:
+    head = ("trial", "from", "MACs", "speedup", "params", "validation before", "validation after fine-tuning")
+    rows = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    for point in points:
+        r = point.result
+        cells = (
+            point.number,
+            "closed form" if point.closed_form else "sampler",
+            f"{r.macs:,}",
+            f"{r.speedup:.2f}x",
+            f"{r.params:,}",
+            f"{r.accuracy_before:.2%}",
+            f"{r.accuracy:.2%}",
+        )
+        mark = ' class="picked"' if point.number == picked else ""
+        rows.append(f"<tr{mark}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<table>{''.join(rows)}</table>"

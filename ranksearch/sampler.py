@@ -1,0 +1,76 @@
+"""Any Optuna sampler, made to propose only plans within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from optuna import Study
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from ranksearch.space import LayerSpace, SearchSpace
+
+
+def distribution(layer: LayerSpace) -> IntDistribution:
+    """A layer's choices as Optuna sees them."""
+    return IntDistribution(layer.low, layer.largest_value, step=layer.step)
+
+
+class FeasibleSampler(BaseSampler):
+    """Lets another sampler propose, and shrinks what exceeds the budget until it fits.
+
+    Independent latent sizes of many layers hardly ever meet a tight budget by chance: the cost of random plans
+    concentrates around its mean. The proposal keeps its shape, and what is recorded, and learned from, is the
+    plan that was built.
+
+    Args:
+        proposer: any Optuna sampler that serves the study's objectives.
+        space: the layers' choices.
+        budget: highest cost of the network.
+    """
+
+    def __init__(self, proposer: BaseSampler, space: SearchSpace, budget: int) -> None:
+        self._proposer = proposer
+        self._space = space
+        self._budget = budget
+        self._distributions: dict[str, BaseDistribution] = {
+            layer.spec.name: distribution(layer) for layer in space.layers
+        }
+
+    def __str__(self) -> str:
+        return f"Feasible({self._proposer})"
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All layers: their sizes are drawn together."""
+        return dict(self._distributions)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw a whole plan from the proposer and bring it within the budget."""
+        together = self._proposer.infer_relative_search_space(study, trial)
+        values = self._proposer.sample_relative(study, trial, together)
+        for name, choices in search_space.items():
+            if name not in values:
+                values[name] = self._proposer.sample_independent(study, trial, name, choices)
+        return self._space.shrink(values, self._budget)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Serve a parameter that is not a layer of the space."""
+        return self._proposer.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Pass on to the proposer."""
+        self._proposer.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Pass on to the proposer."""
+        self._proposer.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        """Pass on to the proposer."""
+        self._proposer.reseed_rng()

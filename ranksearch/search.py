@@ -1,0 +1,199 @@
+"""The study: closed-form plans first, then the sampler's, each scored by accuracy and cost."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import optuna
+from optuna import Study, Trial, TrialPruned
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
+
+from ranksearch.errors import DivergedError, SettingError, UserError
+from ranksearch.plan import RankPlan
+from ranksearch.records import CLOSED_FORM, INTERRUPTED, REASON, RESULT, TrialRecord, finished, read_trial
+from ranksearch.sampler import FeasibleSampler
+from ranksearch.space import SearchSpace
+from ranksearch.trial import Problem, evaluate_plan
+
+SETTINGS = "settings"
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """How long to search.
+
+    Attributes:
+        name: of the study; the same name continues it.
+        n_trials: finished trials in total, over all runs of the study.
+        closed_form_trials: of these, how many are closed-form plans: at the constraint's budget and, evenly on a
+            logarithmic scale, below it.
+    """
+
+    name: str
+    n_trials: int = 24
+    closed_form_trials: int = 8
+
+    def __post_init__(self) -> None:
+        if self.n_trials < 1:
+            raise SettingError("n_trials", self.n_trials, "leaves nothing to do: use 1 or more")
+        if self.closed_form_trials < 0:
+            raise SettingError("closed_form_trials", self.closed_form_trials, "is negative: use 0 or more")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What every plan must reach.
+
+    Attributes:
+        speedup: dense cost over the plan's cost, at least.
+    """
+
+    speedup: float = 1.5
+
+    def __post_init__(self) -> None:
+        if not self.speedup >= 1:
+            raise SettingError("speedup", self.speedup, "is below 1, the dense network's: use 1 or more")
+
+    def budget(self, space: SearchSpace) -> int:
+        """The highest cost of a feasible plan.
+
+        Raises:
+            UserError: no plan of the space is that cheap.
+        """
+        highest = space.highest_speedup
+        budget = int(space.cost.dense / self.speedup)
+        if space.cost.of(space.cheapest) > budget:
+            raise UserError(
+                f"constraint.speedup={self.speedup:g} exceeds {int(highest * 100) / 100:g}, the highest that the "
+                "space reaches: lower it, or let space rules free more layers or smaller latent sizes"
+            )
+        return budget
+
+
+def open_study(name: str, storage: BaseStorage, settings: Mapping[str, Any]) -> Study:
+    """Make a study, or continue the one of this name.
+
+    Args:
+        name: of the study.
+        storage: that keeps it.
+        settings: all that makes two trials comparable, as plain JSON values.
+
+    Raises:
+        UserError: the study of this name was made with other settings.
+    """
+    study = optuna.create_study(
+        study_name=name, storage=storage, directions=["maximize", "minimize"], load_if_exists=True
+    )
+    known = study.user_attrs.get(SETTINGS)
+    if known is None:
+        study.set_user_attr(SETTINGS, dict(settings))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(["accuracy", "MACs"])
+    elif known != json.loads(json.dumps(settings)):
+        changed = sorted(_differences(known, settings))
+        raise UserError(
+            f"study '{name}' was made with other settings ({', '.join(changed[:3])}): "
+            "give this search a study.name of its own, or take the change back"
+        )
+    return study
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            line
+            for key in {**old, **new}
+            for line in _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if old == new else [f"{prefix}: {old} before, {new} now"]
+
+
+def closed_form_plans(problem: Problem, count: int) -> list[RankPlan]:
+    """The plans of least truncation error at several budgets, from the constraint's downwards, each once.
+
+    The lowest budget is a quarter of the constraint's, or the lowest that the space reaches.
+    """
+    space, errors = problem.space, problem.truncation_errors
+    lowest = max(space.cost.of(space.cheapest), problem.budget / 4)
+    ratio = (lowest / problem.budget) ** (1 / max(count - 1, 1))
+    budgets = [max(int(problem.budget * ratio**index), space.cost.of(space.cheapest)) for index in range(count)]
+    return list(dict.fromkeys(space.closed_form(errors, budget) for budget in budgets))
+
+
+def run_search(
+    study: Study,
+    problem: Problem,
+    settings: StudySettings,
+    proposer: BaseSampler,
+    on_trial: Callable[[TrialRecord], None],
+) -> None:
+    """Run trials until the study has its number of finished ones.
+
+    Args:
+        study: from `open_study`.
+        problem: what is searched.
+        settings: how long.
+        proposer: any Optuna sampler for two objectives.
+        on_trial: is told every trial that ends.
+
+    Raises:
+        KeyboardInterrupt: the person asked to stop; everything finished is in the study.
+    """
+    study.sampler = FeasibleSampler(proposer, problem.space, problem.budget)
+    for plan in closed_form_plans(problem, settings.closed_form_trials)[: settings.n_trials]:
+        study.enqueue_trial(problem.space.values(plan), user_attrs={CLOSED_FORM: True}, skip_if_exists=True)
+
+    def tell(study: Study, trial: FrozenTrial) -> None:
+        on_trial(read_trial(trial))
+        if finished(study) >= settings.n_trials:
+            study.stop()
+
+    while (missing := settings.n_trials - finished(study)) > 0:
+        study.optimize(lambda trial: _objective(study, trial, problem), n_trials=missing, callbacks=[tell])
+
+
+def _objective(study: Study, trial: Trial, problem: Problem) -> tuple[float, float]:
+    try:
+        values = {
+            layer.spec.name: trial.suggest_int(layer.spec.name, layer.low, layer.largest_value, step=layer.step)
+            for layer in problem.space.layers
+        }
+        return _score(trial, values, problem)
+    except KeyboardInterrupt:
+        trial.set_user_attr(REASON, INTERRUPTED)
+        if len(trial.params) == len(problem.space.layers):
+            # The plan is not lost: the next run starts with it.
+            study.enqueue_trial(trial.params, user_attrs={CLOSED_FORM: trial.user_attrs.get(CLOSED_FORM, False)})
+        raise
+
+
+def _score(trial: Trial, values: Mapping[str, int], problem: Problem) -> tuple[float, float]:
+    outside = [name for name, value in values.items() if not problem.space.allows(name, value)]
+    if outside:
+        _prune(trial, f"outside the space: latent size {values[outside[0]]} for '{outside[0]}'")
+    plan = problem.space.plan(values)
+    cost = problem.space.cost.of(plan)
+    trial.set_constraint("budget", cost - problem.budget)
+    if cost > problem.budget:
+        _prune(trial, f"infeasible: {cost} MACs exceed the budget of {problem.budget}")
+    try:
+        _, result = evaluate_plan(problem, plan, problem.recipe)
+    except DivergedError as error:
+        trial.set_user_attr(REASON, str(error))
+        # Optuna ends a trial of no value as FAIL and goes on.
+        return float("nan"), float("nan")
+    trial.set_user_attr(RESULT, result.to_json())
+    return result.accuracy, result.macs
+
+
+def _prune(trial: Trial, reason: str) -> NoReturn:
+    trial.set_user_attr(REASON, reason)
+    raise TrialPruned(reason)

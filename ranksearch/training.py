@@ -1,0 +1,155 @@
+"""One loop that trains and fine-tunes, one that evaluates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ranksearch.errors import DivergedError, SettingError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained for a number of steps: SGD with Nesterov momentum, warm-up, then a cosine to zero.
+
+    Attributes:
+        steps: optimizer steps; 0 trains nothing.
+        batch_size: examples of a step.
+        learning_rate: the highest, reached after the warm-up.
+        warmup: share of the steps over which the rate rises, 0 to 1.
+        momentum: of SGD.
+        weight_decay: on weights of two axes and more; biases and norms have none.
+        label_smoothing: of the labels' share of the loss.
+        distillation: the dense model's share of the loss, 0 to 1; the labels have the rest.
+        temperature: that softens both predictions when the dense model is followed.
+        max_gradient_norm: longer gradients are scaled down to it.
+    """
+
+    steps: int
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    warmup: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 2.0
+    max_gradient_norm: float = 5.0
+
+    def __post_init__(self) -> None:
+        limits = {
+            "steps": (self.steps >= 0, "0 or more"),
+            "batch_size": (self.batch_size >= 2, "2 or more"),
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "warmup": (0 <= self.warmup <= 1, "0 to 1"),
+            "distillation": (0 <= self.distillation <= 1, "0 to 1"),
+            "temperature": (self.temperature > 0, "above 0"),
+            "max_gradient_norm": (self.max_gradient_norm > 0, "above 0"),
+        }
+        for name, (holds, limit) in limits.items():
+            if not holds:
+                raise SettingError(name, getattr(self, name), f"is out of range: use {limit}")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model does on a split.
+
+    Attributes:
+        accuracy: share of examples whose label is predicted, 0 to 1.
+        loss: mean cross-entropy, in nats.
+    """
+
+    accuracy: float
+    loss: float
+
+
+def train(
+    model: nn.Module,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    teacher: nn.Module | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> None:
+    """Train a model in place, and leave it in eval mode.
+
+    Args:
+        model: maps `[B, C, H, W]` to logits `[B, num_classes]`.
+        batches: as many as the recipe has steps, on the model's device.
+        recipe: how.
+        teacher: the dense model, in eval mode, whose predictions the recipe's ``distillation`` follows.
+        on_step: is told the step, from 1, and its loss.
+
+    Raises:
+        DivergedError: the loss is not finite any more.
+    """
+    optimizer = _optimizer(model, recipe)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
+    model.train()
+    for step in range(1, recipe.steps + 1):
+        images, labels = next(batches)
+        loss = _loss(model, images, labels, recipe, teacher)
+        if not bool(torch.isfinite(loss)):
+            raise DivergedError(f"the loss became {loss.item()} at step {step} of {recipe.steps}: lower learning_rate")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # as torch declares it
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
+        optimizer.step()
+        schedule.step()
+        if on_step is not None:
+            on_step(step, loss.item())
+    model.eval()
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+
+
+def _rate(step: int, recipe: Recipe) -> float:
+    """The share of the highest learning rate at a step, from 0."""
+    rising = max(1, round(recipe.warmup * recipe.steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, recipe.steps - rising)))
+
+
+def _loss(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
+    logits = model(images)
+    from_labels = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    if teacher is None or recipe.distillation == 0:
+        return from_labels
+    with torch.no_grad():
+        targets = F.log_softmax(teacher(images) / recipe.temperature, dim=1)
+    student = F.log_softmax(logits / recipe.temperature, dim=1)
+    # Times the squared temperature, so that its gradients keep the scale of the labels' (Hinton et al., 2015).
+    from_teacher = F.kl_div(student, targets, reduction="batchmean", log_target=True) * recipe.temperature**2
+    return (1 - recipe.distillation) * from_labels + recipe.distillation * from_teacher
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+    """Measure a model, in eval mode, on the batches of a split.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    model.eval()
+    seen, correct, loss = 0, 0, 0.0
+    for images, labels in batches:
+        logits = model(images)
+        seen += len(labels)
+        correct += int((logits.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    if not math.isfinite(loss):
+        raise DivergedError(f"the loss over {seen} examples is {loss}: lower learning_rate")
+    return Evaluation(correct / max(seen, 1), loss / max(seen, 1))

@@ -1,0 +1,164 @@
+"""One plan from start to score: factorize, recalibrate, fine-tune, evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ranksearch.cost import count_params
+from ranksearch.datasets import Batch, Splits, batches, endless_batches
+from ranksearch.factorize import Decomposition, factorize_model, recalibrate_batchnorm
+from ranksearch.plan import RankPlan
+from ranksearch.space import SearchSpace
+from ranksearch.training import Evaluation, Recipe, evaluate, train
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that stays the same from trial to trial.
+
+    Attributes:
+        model: the dense model, in eval mode.
+        splits: the data.
+        space: what a trial may choose.
+        decompositions: of every layer in the space.
+        calibration: inputs to recalibrate with, each `[B, C, H, W]`.
+        baseline: the dense model on the validation split.
+        params: of the dense model.
+        budget: the highest cost that the constraint allows.
+        recipe: a trial's fine-tuning.
+        seed: of the batches; every trial sees the same ones, so that plans differ by nothing else.
+        device: where everything runs.
+    """
+
+    model: nn.Module
+    splits: Splits
+    space: SearchSpace
+    decompositions: Mapping[str, Decomposition]
+    calibration: tuple[Tensor, ...]
+    baseline: Evaluation
+    params: int
+    budget: int
+    recipe: Recipe
+    seed: int
+    device: torch.device
+
+    @property
+    def truncation_errors(self) -> dict[str, list[float]]:
+        """Layer name -> truncation error at rank 0, 1, ..."""
+        return {name: decomposition.truncation_errors() for name, decomposition in self.decompositions.items()}
+
+    def speedup(self, cost: int) -> float:
+        """Dense cost over a cost."""
+        return self.space.cost.dense / cost
+
+    def validation(self) -> Iterator[Batch]:
+        """The batches to choose by."""
+        return batches(self.splits.validation, EVALUATION_BATCH, self.device, self.splits.workers)
+
+    def test(self) -> Iterator[Batch]:
+        """The batches to report on."""
+        return batches(self.splits.test, EVALUATION_BATCH, self.device, self.splits.workers)
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What became of a plan.
+
+    Attributes:
+        plan: as it was built.
+        macs: cost of the factorized network.
+        params: of the factorized network.
+        speedup: dense cost over ``macs``.
+        accuracy_before: on the validation split, before fine-tuning.
+        accuracy: on the validation split, after fine-tuning.
+        loss: cross-entropy on the validation split, after fine-tuning.
+        seconds: of each stage.
+    """
+
+    plan: RankPlan
+    macs: int
+    params: int
+    speedup: float
+    accuracy_before: float
+    accuracy: float
+    loss: float
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return {**vars(self), "plan": self.plan.to_json(), "seconds": dict(self.seconds)}
+
+    @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> TrialResult:
+        """Read what `to_json` wrote."""
+        return TrialResult(**{**stored, "plan": RankPlan.from_json(stored["plan"])})
+
+
+class Stopwatch:
+    """Seconds spent in named stages."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time inside the block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def evaluate_plan(problem: Problem, plan: RankPlan, recipe: Recipe) -> tuple[nn.Module, TrialResult]:
+    """Build a plan's network, fine-tune it and score it on the validation split.
+
+    Args:
+        problem: is not changed.
+        plan: layers and latent sizes.
+        recipe: the fine-tuning.
+
+    Returns:
+        The network, in eval mode, and its result.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    watch = Stopwatch()
+    with watch.stage("factorize"):
+        network = factorize_model(problem.model, plan, problem.decompositions)
+    with watch.stage("recalibrate"):
+        recalibrate_batchnorm(network, problem.calibration)
+    with watch.stage("evaluate"):
+        before = evaluate(network, problem.validation())
+    after = before
+    if recipe.steps:
+        with watch.stage("fine_tune"):
+            torch.manual_seed(problem.seed)
+            data = endless_batches(
+                problem.splits.train, recipe.batch_size, problem.device, problem.seed, problem.splits.workers
+            )
+            train(network, data, recipe, teacher=problem.model)
+        with watch.stage("evaluate"):
+            after = evaluate(network, problem.validation())
+    macs = problem.space.cost.of(plan)
+    result = TrialResult(
+        plan=plan,
+        macs=macs,
+        params=count_params(network),
+        speedup=problem.speedup(macs),
+        accuracy_before=before.accuracy,
+        accuracy=after.accuracy,
+        loss=after.loss,
+        seconds=watch.seconds,
+    )
+    return network, result
