@@ -22,28 +22,24 @@ from hydra.errors import (
     InstantiationException,
     MissingConfigException,
 )
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from ranksearch.artifacts import write_front, write_trials
-from ranksearch.baseline import train_or_read
 from ranksearch.config import RunConfig
 from ranksearch.datasets import Splits
 from ranksearch.errors import SettingError, UserError
-from ranksearch.finalize import Finalized, finalize
-from ranksearch.models import weights_fit
-from ranksearch.pipeline import calibrate, choose_device, describe_space
-from ranksearch.progress import progress
-from ranksearch.records import finished, front, pick, read_trials
-from ranksearch.report import format_table, summary_rows, write_report
+from ranksearch.job import Job, run
+from ranksearch.problem import choose_device, describe_space
 from ranksearch.schema import freeze, mergeable
-from ranksearch.search import open_study, run_search
-from ranksearch.trial import Problem
+from ranksearch.search import open_study
 
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
+# What makes two trials comparable: a study holds trials of one value of each.
+COMPARED = ("model", "dataset", "space", "cost", "constraint", "fine_tune", "baseline", "calibration", "seed")
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
@@ -95,10 +91,20 @@ def _explain(error: Exception) -> str:
 
 
 def _run(cfg: DictConfig) -> None:
+    hydra_config = HydraConfig.get()
     try:
-        _search(cfg)
-    except UserError:
-        _forget_run(Path(HydraConfig.get().runtime.output_dir), Path(cfg.outputs).absolute())
+        try:
+            job = _prepare(cfg)
+        except UserError:
+            _forget_run(Path(hydra_config.runtime.output_dir), Path(cfg.outputs).absolute())
+            raise
+        run(job)
+    except UserError as error:
+        if hydra_config.mode == RunMode.RUN:
+            sys.exit(_complain(str(error)))
+        raise  # a sweep first runs its other jobs, and Hydra says which one this was
+    except KeyboardInterrupt:
+        log.warning("interrupted: everything finished is kept; run the same command again to go on")
         raise
 
 
@@ -114,7 +120,8 @@ def _forget_run(folder: Path, outputs: Path) -> None:
             return
 
 
-def _search(cfg: DictConfig) -> None:
+def _prepare(cfg: DictConfig) -> Job:
+    """Build every object and make every check; whatever the person got wrong shows here."""
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]} is not set: add {missing[0]}=... to the command")
@@ -122,38 +129,22 @@ def _search(cfg: DictConfig) -> None:
     config: RunConfig = freeze(RunConfig, plain)
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # ranksearch tells of trials in its own words
     device = choose_device(config.device)
     splits = _build_data(config)
     model, recipe = _build_model(config, splits)
-    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in torch's stubs
+    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stubs
     space = describe_space(model, splits, config.space, _build("cost", config.cost))
-    budget = config.constraint.budget(space)
-    storage = _build("storage", config.storage)
-    compared = ("model", "dataset", "space", "cost", "constraint", "fine_tune", "baseline", "calibration", "seed")
-    study = open_study(config.study.name, storage, {key: plain[key] for key in compared})
-    proposer = _build("sampler", config.sampler, seed=config.seed + 1000 * config.worker + len(study.trials))
-
-    _prepare_baseline(config, model, splits, recipe, device)
-    problem = calibrate(model, splits, space, config.calibration, budget, config.fine_tune, config.seed, device)
-    folder = Path(config.outputs) / config.study.name
-    finalized: Finalized | None = None
     try:
-        done = finished(study)
-        log.info("study '%s': %d of %d trials finished", config.study.name, done, config.study.n_trials)
-        with progress("search", config.study.n_trials, done) as shown:
-            run_search(study, problem, config.study, proposer, shown.trial)
-        points = front(read_trials(study))
-        if points:
-            finalized = finalize(problem, config.study.name, pick(points), config.finalize, recipe, folder / "best")
-        else:
-            log.warning("no trial completed, so there is nothing to finalize: see trials.csv for the reasons")
-    except KeyboardInterrupt:
-        log.warning("interrupted: every finished trial is kept; run the same command again to go on")
-        raise
-    finally:
-        _write(folder, config, plain, problem, study, finalized)
+        budget = config.constraint.budget(space)
+    except SettingError as error:
+        raise error.inside("constraint") from None
+    _build("sampler", config.sampler)  # before the storage is made: a sampler that cannot be built leaves no trace
+    study = open_study(config.study.name, _build("storage", config.storage), {key: plain[key] for key in COMPARED})
+    # Another seed for every run and worker, or they would draw the same plans again.
+    seed = config.seed + 1000 * config.worker + len(study.trials)
+    proposer = _build("sampler", config.sampler, seed=seed)
+    return Job(config, plain, device, splits, model, recipe, space, budget, study, proposer)
 
 
 def _build(group: str, settings: Mapping[str, Any], **extra: Any) -> Any:
@@ -165,10 +156,9 @@ def _build(group: str, settings: Mapping[str, Any], **extra: Any) -> Any:
         if isinstance(cause, UserError):
             raise SettingError.inside(cause, group) if isinstance(cause, SettingError) else cause from None
         if str(error).startswith("Error locating"):
-            raise SettingError(
-                f"{group}._target_", settings.get("_target_"), "cannot be imported: check the spelling"
-            ) from None
-        raise
+            advice = "cannot be imported: check the spelling, and that it is on the Python path"
+            raise SettingError(f"{group}._target_", settings.get("_target_"), advice) from None
+        raise UserError(f"{group}: {settings.get('_target_')} failed ({cause!r}): check its settings") from error
 
 
 def _build_data(config: RunConfig) -> Splits:
@@ -193,54 +183,3 @@ def _build_model(config: RunConfig, splits: Splits) -> tuple[nn.Module, dict[str
     if "weights" in recipe:
         recipe["weights"] = None
     return model, recipe
-
-
-def _prepare_baseline(
-    config: RunConfig, model: nn.Module, splits: Splits, recipe: Mapping[str, Any], device: torch.device
-) -> None:
-    settings, weights = config.baseline, config.model.get("weights")
-    ready = weights is not None and weights_fit(config.model["architecture"], weights, splits.num_classes)
-    if settings.train == "never" or (settings.train == "auto" and ready):
-        log.info("baseline: the model's own weights (%s)", weights or "as its builder sets them")
-        return
-    name = f"{config.model['name']} on {config.dataset['name']}"
-    if weights is None:
-        log.info("baseline: no pretrained weights asked for, so %s is trained from scratch", name)
-    else:
-        log.info("baseline: %s made for other classes, so %s is trained on from there", weights, name)
-    made_from = {
-        "model": dict(config.model),
-        "dataset": dict(config.dataset),
-        "baseline": vars(settings),
-        "shape": list(splits.input_shape),
-        "seed": config.seed,
-    }
-    with progress("baseline", settings.steps) as shown:
-        train_or_read(
-            model, splits, settings, made_from, Path(config.outputs) / "cache", config.seed, device, shown.step
-        )
-
-
-def _write(
-    folder: Path,
-    config: RunConfig,
-    plain: Mapping[str, Any],
-    problem: Problem,
-    study: optuna.Study,
-    finalized: Finalized | None,
-) -> None:
-    """Write the artifacts, and say what they hold and where they are."""
-    records = read_trials(study)
-    points = front(records)
-    write_trials(folder / "trials.csv", records)
-    write_front(folder / "front.json", config.study.name, problem, points)
-    notes = {
-        "trials": f"accuracy on the validation split after {config.fine_tune.steps} fine-tuning steps, seed {config.seed}",
-        "picked plan": f"accuracy on the test split after {config.finalize.steps} fine-tuning steps, seed {config.seed}",
-        "cost": f"{problem.space.cost.model.unit} of one image of shape {list(problem.splits.input_shape)}",
-        "constraint": f"speedup of at least {config.constraint.speedup:g}",
-    }
-    write_report(folder / "report.html", config.study.name, problem, records, points, finalized, plain, notes)
-    log.info("%s", format_table(summary_rows(problem, points, finalized)))
-    names = ["trials.csv", "front.json", "report.html", *(["best/"] if finalized else [])]
-    log.info("written to %s: %s", folder, ", ".join(names))

@@ -1,16 +1,20 @@
-"""`trials.csv` and `front.json`: the study as files that anything can read."""
+"""What a run leaves behind: `trials.csv`, `front.json` and `report.html`."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from ranksearch.config import RunConfig
 from ranksearch.files import write_json, write_text
-from ranksearch.records import FrontPoint, TrialRecord
-from ranksearch.trial import Problem
+from ranksearch.finalize import Finalized
+from ranksearch.problem import Problem
+from ranksearch.records import FrontPoint, TrialRecord, front
+from ranksearch.report import format_table, summary_rows, write_report
 
 FRONT_FORMAT = "ranksearch.front/1"
 COLUMNS = (
@@ -62,3 +66,39 @@ def write_front(path: Path, study: str, problem: Problem, points: Sequence[Front
         for point in points
     ]
     write_json(path, {"format": FRONT_FORMAT, "study": study, "dense": dense, "points": entries})
+
+
+def write_artifacts(
+    folder: Path,
+    config: RunConfig,
+    settings: Mapping[str, Any],
+    problem: Problem,
+    records: Sequence[TrialRecord],
+    finalized: Finalized | None,
+) -> str:
+    """Write `trials.csv`, `front.json` and `report.html`.
+
+    Args:
+        folder: of the study.
+        config: of the run.
+        settings: the same as plain JSON values.
+        problem: that was searched.
+        records: all trials.
+        finalized: the picked plan's end, if it came to that.
+
+    Returns:
+        The short table for the terminal.
+    """
+    points, name = front(records), config.study.name
+    write_trials(folder / "trials.csv", records)
+    write_front(folder / "front.json", name, problem, points)
+    tuned = f"{config.fine_tune.steps} fine-tuning steps, seed {config.seed}"
+    longer = f"{config.finalize.steps} fine-tuning steps, seed {config.seed}"
+    notes = {
+        "trials": f"accuracy on the validation split after {tuned}",
+        "picked plan": f"accuracy on the test split after {longer}",
+        "cost": f"{problem.space.cost.model.unit} of one image of shape {list(problem.splits.input_shape)}",
+        "constraint": f"speedup of at least {config.constraint.speedup:g}",
+    }
+    write_report(folder / "report.html", name, problem, records, points, finalized, settings, notes)
+    return format_table(summary_rows(problem, points, finalized))

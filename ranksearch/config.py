@@ -8,29 +8,12 @@ from typing import Any
 from ranksearch.baseline import BaselineSettings
 from ranksearch.errors import SettingError
 from ranksearch.finalize import FinalizeSettings
+from ranksearch.problem import CalibrationSettings
 from ranksearch.search import Constraint, StudySettings
 from ranksearch.space import SpaceSettings
 from ranksearch.training import Recipe
 
 TASKS = ("search",)
-
-
-@dataclass(frozen=True)
-class CalibrationSettings:
-    """The training images that statistics are estimated from.
-
-    Attributes:
-        images: how many.
-        batch_size: images of a batch.
-    """
-
-    images: int = 512
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        for what in ("images", "batch_size"):
-            if getattr(self, what) < 2:
-                raise SettingError(what, getattr(self, what), "is too few: use 2 or more")
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 from ranksearch.errors import PlanError, SettingError
 from ranksearch.loading import read_plan_file, save_network
+from ranksearch.problem import Problem
 from ranksearch.records import FrontPoint
 from ranksearch.training import Evaluation, evaluate
-from ranksearch.trial import Problem, evaluate_plan
+from ranksearch.trial import evaluate_plan
 
 log = logging.getLogger(__name__)
 

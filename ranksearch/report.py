@@ -11,8 +11,8 @@ from typing import Any
 from ranksearch.files import write_text
 from ranksearch.finalize import Finalized
 from ranksearch.pictures import draw_front, draw_heat_map, draw_latent_sizes, to_svg
+from ranksearch.problem import Problem
 from ranksearch.records import FrontPoint, TrialRecord
-from ranksearch.trial import Problem
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #222;

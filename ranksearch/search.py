@@ -17,10 +17,11 @@ from optuna.trial import FrozenTrial
 
 from ranksearch.errors import DivergedError, SettingError, UserError
 from ranksearch.plan import RankPlan
+from ranksearch.problem import Problem
 from ranksearch.records import CLOSED_FORM, INTERRUPTED, REASON, RESULT, TrialRecord, finished, read_trial
 from ranksearch.sampler import FeasibleSampler
 from ranksearch.space import SearchSpace
-from ranksearch.trial import Problem, evaluate_plan
+from ranksearch.trial import evaluate_plan
 
 SETTINGS = "settings"
 
@@ -70,9 +71,11 @@ class Constraint:
         highest = space.highest_speedup
         budget = int(space.cost.dense / self.speedup)
         if space.cost.of(space.cheapest) > budget:
-            raise UserError(
-                f"constraint.speedup={self.speedup:g} exceeds {int(highest * 100) / 100:g}, the highest that the "
-                "space reaches: lower it, or let space rules free more layers or smaller latent sizes"
+            raise SettingError(
+                "speedup",
+                f"{self.speedup:g}",
+                f"exceeds {int(highest * 100) / 100:g}, the highest that the space reaches: lower it, or let space "
+                "rules free more layers or smaller latent sizes",
             )
         return budget
 

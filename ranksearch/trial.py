@@ -9,64 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ranksearch.cost import count_params
-from ranksearch.datasets import Batch, Splits, batches, endless_batches
-from ranksearch.factorize import Decomposition, factorize_model, recalibrate_batchnorm
+from ranksearch.datasets import endless_batches
+from ranksearch.factorize import factorize_model, recalibrate_batchnorm
 from ranksearch.plan import RankPlan
-from ranksearch.space import SearchSpace
-from ranksearch.training import Evaluation, Recipe, evaluate, train
-
-EVALUATION_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Everything that stays the same from trial to trial.
-
-    Attributes:
-        model: the dense model, in eval mode.
-        splits: the data.
-        space: what a trial may choose.
-        decompositions: of every layer in the space.
-        calibration: inputs to recalibrate with, each `[B, C, H, W]`.
-        baseline: the dense model on the validation split.
-        params: of the dense model.
-        budget: the highest cost that the constraint allows.
-        recipe: a trial's fine-tuning.
-        seed: of the batches; every trial sees the same ones, so that plans differ by nothing else.
-        device: where everything runs.
-    """
-
-    model: nn.Module
-    splits: Splits
-    space: SearchSpace
-    decompositions: Mapping[str, Decomposition]
-    calibration: tuple[Tensor, ...]
-    baseline: Evaluation
-    params: int
-    budget: int
-    recipe: Recipe
-    seed: int
-    device: torch.device
-
-    @property
-    def truncation_errors(self) -> dict[str, list[float]]:
-        """Layer name -> truncation error at rank 0, 1, ..."""
-        return {name: decomposition.truncation_errors() for name, decomposition in self.decompositions.items()}
-
-    def speedup(self, cost: int) -> float:
-        """Dense cost over a cost."""
-        return self.space.cost.dense / cost
-
-    def validation(self) -> Iterator[Batch]:
-        """The batches to choose by."""
-        return batches(self.splits.validation, EVALUATION_BATCH, self.device, self.splits.workers)
-
-    def test(self) -> Iterator[Batch]:
-        """The batches to report on."""
-        return batches(self.splits.test, EVALUATION_BATCH, self.device, self.splits.workers)
+from ranksearch.problem import Problem
+from ranksearch.training import Recipe, evaluate, train
 
 
 @dataclass(frozen=True)

@@ -83,41 +83,33 @@ class Decomposition:
         return Factors(down.to(weight), up.to(weight), (self.mean + up @ (up.T @ offset)).to(weight))
 
 
+# Far above the rounding of an eigendecomposition in float64, far below what the data say.
+TIE_BREAK = 1e-9
+
+
 def decompose(statistics: OutputStatistics, weight: Tensor) -> Decomposition:
     """Find a layer's principal output directions.
 
-    With few outputs seen, the sample covariance says little about most directions; it is therefore mixed with
-    what the weights alone say (the output covariance of white inputs), by the share that oracle-approximating
-    shrinkage finds for the sample at hand (Chen et al., 2010), which fades as one over the count.
-    The energies stay those of the calibration data, so that a truncation error equals the error measured there.
+    Directions that the calibration data never show, such as all beyond the number of outputs seen, are ordered by
+    what the weights alone say: the output covariance of white inputs, mixed in with a weight that cannot change
+    the order of any direction that the data do show. The energies are those of the calibration data, so that a
+    truncation error equals the error measured there.
 
     Args:
         statistics: of the layer's outputs.
         weight: the dense weight, `[out, ...]`.
+
+    Raises:
+        ValueError: the outputs were not finite.
     """
     covariance = statistics.covariance
+    if not bool(torch.isfinite(covariance).all()):
+        raise ValueError("layer outputs are not finite: check the calibration images and the weights")
     rows = weight.detach().cpu().to(covariance).flatten(1)
     prior = rows @ rows.T
-    size = len(covariance)
     variance, prior_variance = float(covariance.trace()), float(prior.trace())
-    share = 1.0
-    if variance > 0 and prior_variance > 0:
-        prior = prior * (variance / prior_variance)
-        share = _shrinkage(covariance, statistics.count)
-    mixed = (1 - share) * covariance + share * prior
+    scale = variance / prior_variance if variance > 0 and prior_variance > 0 else 1.0
+    mixed = covariance + TIE_BREAK * scale * prior
     directions = torch.linalg.eigh((mixed + mixed.T) / 2).eigenvectors.flip(1)
     energies = torch.einsum("or,op,pr->r", directions, covariance, directions).clamp_min(0)
-    if size > 1 and not bool(torch.isfinite(energies).all()):
-        raise ValueError("layer outputs are not finite: check the calibration images and the weights")
     return Decomposition(statistics.mean, directions, energies)
-
-
-def _shrinkage(covariance: Tensor, count: int) -> float:
-    """The oracle-approximating share of the prior, 0 to 1."""
-    size = len(covariance)
-    squared = float((covariance * covariance).sum())
-    trace_squared = float(covariance.trace()) ** 2
-    spread = squared - trace_squared / size
-    if spread <= 0:
-        return 1.0
-    return min(1.0, ((1 - 2 / size) * squared + trace_squared) / ((count + 1 - 2 / size) * spread))

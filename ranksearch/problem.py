@@ -1,23 +1,92 @@
-"""From a model, data and settings to a problem that can be searched. No Hydra, no Optuna."""
+"""What is searched: the dense model, the data, the space, and what calibration found out about every layer."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ranksearch.config import CalibrationSettings
 from ranksearch.cost import CostModel, NetworkCost, count_params
-from ranksearch.datasets import Splits, batches
+from ranksearch.datasets import Batch, Splits, batches
 from ranksearch.errors import SettingError
-from ranksearch.factorize import collect_statistics, decompose, profile_layers
+from ranksearch.factorize import Decomposition, collect_statistics, decompose, profile_layers
 from ranksearch.space import SearchSpace, SpaceSettings, build_space
-from ranksearch.training import Recipe, evaluate
-from ranksearch.trial import EVALUATION_BATCH, Problem
+from ranksearch.training import Evaluation, Recipe, evaluate
 
 log = logging.getLogger(__name__)
+
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """The training images that statistics are estimated from.
+
+    Attributes:
+        images: how many.
+        batch_size: images of a batch.
+    """
+
+    images: int = 512
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for what in ("images", "batch_size"):
+            if getattr(self, what) < 2:
+                raise SettingError(what, getattr(self, what), "is too few: use 2 or more")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that stays the same from trial to trial.
+
+    Attributes:
+        model: the dense model, in eval mode.
+        splits: the data.
+        space: what a trial may choose.
+        decompositions: of every layer in the space.
+        calibration: inputs to recalibrate with, each `[B, C, H, W]`.
+        baseline: the dense model on the validation split.
+        params: of the dense model.
+        budget: the highest cost that the constraint allows.
+        recipe: a trial's fine-tuning.
+        seed: of the batches; every trial sees the same ones, so that plans differ by nothing else.
+        device: where everything runs.
+    """
+
+    model: nn.Module
+    splits: Splits
+    space: SearchSpace
+    decompositions: Mapping[str, Decomposition]
+    calibration: tuple[Tensor, ...]
+    baseline: Evaluation
+    params: int
+    budget: int
+    recipe: Recipe
+    seed: int
+    device: torch.device
+
+    @property
+    def truncation_errors(self) -> dict[str, list[float]]:
+        """Layer name -> truncation error at rank 0, 1, ..."""
+        return {name: decomposition.truncation_errors() for name, decomposition in self.decompositions.items()}
+
+    def speedup(self, cost: int) -> float:
+        """Dense cost over a cost."""
+        return self.space.cost.dense / cost
+
+    def validation(self) -> Iterator[Batch]:
+        """The batches to choose by."""
+        return batches(self.splits.validation, EVALUATION_BATCH, self.device, self.splits.workers)
+
+    def test(self) -> Iterator[Batch]:
+        """The batches to report on."""
+        return batches(self.splits.test, EVALUATION_BATCH, self.device, self.splits.workers)
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,0 +1,57 @@
+"""Shared pieces: a small trained network on real digits, and the problem that a search of it starts from."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+from ranksearch.cost import MacsCost
+from ranksearch.datasets import Splits, digits, endless_batches
+from ranksearch.models import cifar_resnet
+from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
+from ranksearch.search import Constraint
+from ranksearch.space import SpaceSettings
+from ranksearch.training import Recipe, train
+
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("default")
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def splits() -> Splits:
+    return digits(image_size=8, validation_share=0.2, test_share=0.2, split_seed=0)
+
+
+@pytest.fixture(scope="session")
+def trained(splits: Splits) -> nn.Module:
+    """A ResNet-8, well above chance; tests must not change it."""
+    torch.manual_seed(0)
+    model = cifar_resnet(8, 10)
+    train(model, endless_batches(splits.train, 64, CPU, seed=0), Recipe(steps=100))
+    return model
+
+
+@pytest.fixture(scope="session")
+def base_problem(splits: Splits, trained: nn.Module) -> Problem:
+    space = describe_space(trained, splits, SpaceSettings(), MacsCost())
+    budget = Constraint(1.5).budget(space)
+    return calibrate(
+        trained, splits, space, CalibrationSettings(256, 64), budget, Recipe(2, learning_rate=0.01), 0, CPU
+    )
+
+
+@pytest.fixture
+def problem(base_problem: Problem) -> Problem:
+    return dataclasses.replace(base_problem)

@@ -1,0 +1,88 @@
+"""Statistics stream, and nothing else about the model changes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ranksearch.factorize import collect_statistics, recalibrate_batchnorm
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(6, 4, 3)
+    ).double()
+
+
+def batches() -> list[Tensor]:
+    torch.manual_seed(1)
+    return [torch.randn(size, 3, 8, 8).double() * 3 + 1 for size in (5, 1, 7)]
+
+
+def test_streamed_statistics_equal_those_of_all_outputs_at_once() -> None:
+    model = network().eval()
+    statistics = collect_statistics(model, batches(), ["0", "4"])["4"]
+    with torch.no_grad():
+        rows = model(torch.cat(batches())).movedim(1, -1).reshape(-1, 4)
+    assert statistics.count == len(rows)
+    assert torch.allclose(statistics.mean, rows.mean(0))
+    assert torch.allclose(statistics.covariance, torch.cov(rows.T, correction=0))
+
+
+def test_a_far_mean_does_not_drown_the_covariance() -> None:
+    layer = nn.Linear(4, 4)
+    inputs = torch.randn(512, 4)
+    near = collect_statistics(nn.Sequential(layer), [inputs], ["0"])["0"].covariance
+    with torch.no_grad():
+        layer.bias.add_(1000.0)
+    far = collect_statistics(nn.Sequential(layer), inputs.split(64), ["0"])["0"].covariance
+    assert torch.allclose(near, far, rtol=1e-3, atol=1e-4)
+
+
+def test_collecting_leaves_the_model_as_it_was() -> None:
+    model = network().train()
+    model[3].eval()
+    before = copy.deepcopy(model.state_dict())
+    collect_statistics(model, batches(), ["0"])
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert [module.training for module in model] == [True, True, True, False, True]
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_hooks_go_also_when_the_model_fails() -> None:
+    model = network()
+    with pytest.raises(RuntimeError):
+        collect_statistics(model, [torch.randn(1, 5, 8, 8).double()], ["0"])
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_recalibrated_norms_hold_the_statistics_of_what_reaches_them() -> None:
+    model = network()
+    [first, *_] = batches()
+    recalibrate_batchnorm(model, [first])
+    with torch.no_grad():
+        rows = model[0](first).movedim(1, -1).reshape(-1, 6)
+    assert torch.allclose(model[1].running_mean, rows.mean(0))
+    assert torch.allclose(model[1].running_var, rows.var(0))
+
+
+def test_recalibrating_touches_nothing_but_running_statistics() -> None:
+    model = network().train()
+    before = copy.deepcopy(model.state_dict())
+    momentum = model[1].momentum
+    recalibrate_batchnorm(model, batches())
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)}
+    assert changed == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert model[1].momentum == momentum
+    assert all(module.training for module in model.modules())
+
+
+def test_recalibrating_on_nothing_changes_nothing() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    recalibrate_batchnorm(model, [])
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

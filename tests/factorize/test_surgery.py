@@ -1,0 +1,152 @@
+"""A plan builds a new model, and the old one never notices."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from ranksearch.errors import PlanError
+from ranksearch.factorize import (
+    Decomposition,
+    FactorizedConv2d,
+    FactorizedLinear,
+    collect_statistics,
+    decompose,
+    factorize_model,
+    profile_layers,
+)
+from ranksearch.plan import LayerChoice, RankPlan
+
+
+class Shared(nn.Module):
+    """One convolution in two places, one grouped, one linear layer whose weight is read and never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.twice = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.again = self.twice[0]
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.tiny = nn.Conv2d(8, 1, 1)
+        self.read = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.again(self.twice(self.stem(x)))
+        x = self.grouped(x) * torch.sigmoid(self.tiny(x))
+        return self.head(x.mean((2, 3)) @ self.read.weight)
+
+
+def decomposed(model: nn.Module, inputs: torch.Tensor, names: list[str]) -> dict[str, Decomposition]:
+    statistics = collect_statistics(model, [inputs], names)
+    return {name: decompose(statistics[name], model.get_submodule(name).weight) for name in names}
+
+
+def test_profile_names_every_layer_once_and_says_why_others_are_skipped() -> None:
+    profile = profile_layers(Shared(), torch.empty(2, 3, 6, 5))
+    assert [spec.name for spec in profile.layers] == ["stem", "twice.0", "head"]
+    assert set(profile.skipped) == {"grouped", "tiny", "read"}
+    assert "2 groups" in profile.skipped["grouped"]
+    assert "never called" in profile.skipped["read"]
+    assert "too small" in profile.skipped["tiny"]
+
+
+def test_profile_counts_the_positions_of_all_calls() -> None:
+    positions = {spec.name: spec.positions for spec in profile_layers(Shared(), torch.empty(2, 3, 6, 5)).layers}
+    assert positions == {"stem": 30, "twice.0": 60, "head": 1}
+
+
+def test_the_source_is_unchanged_and_shares_no_memory_with_the_result() -> None:
+    model = Shared().eval()
+    before = copy.deepcopy(model.state_dict())
+    inputs = torch.randn(4, 3, 6, 5)
+    expected = model(inputs)
+    plan = RankPlan({"twice.0": LayerChoice(2), "head": LayerChoice(2)})
+    result = factorize_model(model, plan, decomposed(model, inputs, ["twice.0", "head"]))
+    with torch.no_grad():
+        for parameter in result.parameters():
+            parameter.zero_()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(model(inputs), expected)
+
+
+def test_a_shared_layer_is_replaced_once_and_everywhere() -> None:
+    model = Shared().eval()
+    inputs = torch.randn(4, 3, 6, 5)
+    plan = RankPlan({"twice.0": LayerChoice(3)})
+    result = factorize_model(model, plan, decomposed(model, inputs, ["twice.0"]))
+    assert isinstance(result.again, FactorizedConv2d)
+    assert result.again is result.twice[0]
+
+
+def test_a_root_layer_is_replaced_by_itself() -> None:
+    layer, inputs = nn.Linear(16, 16), torch.randn(64, 16)
+    plan = RankPlan({"": LayerChoice(4)})
+    result = factorize_model(layer, plan, decomposed(layer, inputs, [""]))
+    assert isinstance(result, FactorizedLinear)
+    assert result.latent_size == 4
+
+
+def test_settings_of_the_layer_are_carried_over() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, bias=False), nn.Conv2d(8, 8, 3)).to(torch.float64)
+    model = model.to(memory_format=torch.channels_last).eval()
+    model[0].requires_grad_(False)
+    inputs = torch.randn(2, 8, 9, 9).double()
+    plan = RankPlan({"0": LayerChoice(2), "1": LayerChoice(2)})
+    result = factorize_model(model, plan, decomposed(model, inputs, ["0", "1"]))
+    assert [module.training for module in result.modules()] == [False] * 7
+    assert {parameter.dtype for parameter in result.parameters()} == {torch.float64}
+    assert [parameter.requires_grad for parameter in result[0].parameters()] == [False] * 3
+    assert all(parameter.requires_grad for parameter in result[1].parameters())
+    assert result[0].module0.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_building_draws_no_random_numbers() -> None:
+    model = Shared().eval()
+    decompositions = decomposed(model, torch.randn(4, 3, 6, 5), ["head"])
+    before = torch.get_rng_state()
+    factorize_model(model, RankPlan({"head": LayerChoice(2)}), decompositions)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_result_can_be_copied_pickled_and_trained() -> None:
+    model = Shared().eval()
+    inputs = torch.randn(4, 3, 6, 5)
+    result = factorize_model(model, RankPlan({"head": LayerChoice(2)}), decomposed(model, inputs, ["head"]))
+    for twin in (copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
+        assert torch.equal(twin(inputs), result(inputs))
+    result(inputs).sum().backward()
+    assert result.head.module0.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("nowhere", 2, "lacks"),
+        ("grouped", 2, "2 groups"),
+        ("head", 4, "exceeds its break-even rank 3"),
+        ("twice.1", 2, "not a plain"),
+    ],
+)
+def test_plans_that_do_not_fit_are_refused_by_name(name: str, size: int, said: str) -> None:
+    with pytest.raises(PlanError, match=said) as caught:
+        factorize_model(Shared(), RankPlan({name: LayerChoice(size)}), {})
+    assert f"'{name}'" in str(caught.value)
+
+
+def test_a_layer_without_calibration_is_refused() -> None:
+    with pytest.raises(PlanError, match="no calibration data for 'head'"):
+        factorize_model(Shared(), RankPlan({"head": LayerChoice(2)}), {})
+
+
+def test_a_factorized_model_is_not_factorized_again() -> None:
+    model = Shared().eval()
+    inputs = torch.randn(4, 3, 6, 5)
+    plan = RankPlan({"head": LayerChoice(2)})
+    result = factorize_model(model, plan, decomposed(model, inputs, ["head"]))
+    with pytest.raises(PlanError, match="not a plain"):
+        factorize_model(result, plan, {})

@@ -1,0 +1,267 @@
+"""The command line, as a person meets it: real runs on real digits, made small."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import optuna
+import pytest
+import torch
+from conftest import ROOT
+from hydra.core.global_hydra import GlobalHydra
+
+import ranksearch
+from ranksearch.app import main
+from ranksearch.artifacts import COLUMNS
+from ranksearch.cost import count_macs
+
+SMALL = [
+    "model.depth=8",
+    "dataset.image_size=8",
+    "baseline.steps=40",
+    "calibration.images=128",
+    "fine_tune.steps=2",
+    "finalize.steps=3",
+    "study.closed_form_trials=2",
+    "study.n_trials=3",
+]
+STUDY = "resnet20-digits-1.5x-s0"
+
+
+def command(*overrides: str) -> list[str]:
+    flags = [word for word in overrides if word.startswith("-")]
+    rest = [word for word in overrides if not word.startswith("-")]
+    return [sys.executable, "-W", "ignore", "-m", "ranksearch", *flags, *SMALL, *rest]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+
+
+def call(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*overrides), cwd=folder, env=environment(), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("run")
+    return folder, call(folder)
+
+
+def test_a_run_ends_well_and_says_what_it_did(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = ran
+    assert done.returncode == 0, done.stderr
+    assert "no pretrained weights asked for, so resnet20 on digits is trained from scratch" in done.stdout
+    assert len(re.findall(r"^trial \d+ \(\d of 3\): [\d.]+% at [\d.]+x in .* s left$", done.stdout, re.M)) == 3
+    assert re.search(r"^dense +[\d.]+ M +1.00x .*%.*%$", done.stdout, re.M)
+    assert re.search(r"^picked: trial \d .*%.*%$", done.stdout, re.M)
+    assert f"written to outputs/{STUDY}: trials.csv, front.json, report.html, best/" in done.stdout
+    [log] = (folder / "outputs" / STUDY / "runs").glob("*/ranksearch.log")
+    assert "picked: trial" in log.read_text()
+
+
+def test_json_artifacts_meet_their_schemas(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    study = ran[0] / "outputs" / STUDY
+    for file, schema in (("front.json", "front-1.json"), ("best/plan.json", "plan-1.json")):
+        content = json.loads((study / file).read_text())
+        jsonschema.validate(content, json.loads((ROOT / "docs" / "schemas" / schema).read_text()))
+    points = json.loads((study / "front.json").read_text())["points"]
+    assert [point["macs"] for point in points] == sorted(point["macs"] for point in points)
+
+
+def test_the_table_of_trials_agrees_with_the_study(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    outputs = ran[0] / "outputs"
+    with (outputs / STUDY / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{outputs / 'ranksearch.db'}")
+    assert study.metric_names == ["accuracy", "MACs"]
+    for row, trial in zip(rows, study.trials, strict=True):
+        assert [float(row["accuracy"]), float(row["macs"])] == trial.values
+        plan = json.loads(row["plan"])
+        assert {name: entry["latent_size"] for name, entry in plan.items()}.items() <= trial.params.items()
+        assert {name.split(".")[0] for name in trial.params} == {"layer1", "layer2", "layer3"}
+
+
+def test_the_written_network_costs_what_its_plan_says(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    best = ran[0] / "outputs" / STUDY / "best"
+    plan = json.loads((best / "plan.json").read_text())
+    network = ranksearch.load(best)
+    assert count_macs(network, plan["input_shape"]) == plan["macs"]
+    assert network(torch.zeros(1, *plan["input_shape"])).shape == (1, 10)
+    assert plan["dense_macs"] / plan["macs"] >= 1.5
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.outside += [
+            v for k, v in attrs if k in ("src", "href", "xlink:href") and v and not v.startswith(("#", "data:"))
+        ]
+
+
+def test_the_report_stands_alone_and_shows_front_and_layers(
+    ran: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    page = (ran[0] / "outputs" / STUDY / "report.html").read_text()
+    links = Links()
+    links.feed(page)
+    assert links.outside == []
+    assert links.tags.count("svg") == 3
+    assert "script" not in links.tags
+    assert "layer3.0.conv2" in page
+    assert f"ranksearch.load(&quot;outputs/{STUDY}/best&quot;)" in page
+
+
+def test_running_again_continues_and_reads_neither_baseline_nor_test_split_again(tmp_path: Path) -> None:
+    first = call(tmp_path, "study.n_trials=2")
+    best = tmp_path / "outputs" / STUDY / "best" / "plan.json"
+    written = best.stat().st_mtime_ns
+    same = call(tmp_path, "study.n_trials=2")
+    more = call(tmp_path, "study.n_trials=4")
+    assert (first.returncode, same.returncode, more.returncode) == (0, 0, 0)
+    assert "2 of 2 trials finished" in same.stdout
+    assert "baseline: read from" in same.stdout
+    assert "already holds trial" in same.stdout
+    assert best.stat().st_mtime_ns == written or "fine-tuning trial" in more.stdout
+    assert re.findall(r"^trial (\d)", more.stdout, re.M)[:2] == ["2", "3"]
+
+
+def scores(folder: Path) -> list[tuple[str, ...]]:
+    columns = ("number", "state", "accuracy", "macs", "loss", "plan")
+    with (folder / "outputs" / STUDY / "trials.csv").open(newline="") as file:
+        return [tuple(row[name] for name in columns) for row in csv.DictReader(file)]
+
+
+def test_the_same_seed_repeats_the_same_trials(
+    ran: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    assert call(tmp_path).returncode == 0
+    assert scores(tmp_path) == scores(ran[0])
+
+
+def test_ctrl_c_ends_soon_keeps_what_finished_and_says_how_to_go_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("study.n_trials=500"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("trial 2 "):
+            break
+    process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    rest = process.stdout.read()
+    process.stdout.close()
+    assert process.wait() == 130
+    assert time.monotonic() - asked < 30  # a hang, not a slow machine
+    assert "run the same command again to go on" in rest
+    assert "Traceback" not in rest
+    kept = [row for row in scores(tmp_path) if row[1] == "COMPLETE"]
+    assert len(kept) >= 3
+    assert (tmp_path / "outputs" / STUDY / "front.json").exists()
+    done = call(tmp_path, f"study.n_trials={len(kept) + 1}")
+    assert done.returncode == 0
+    assert [row for row in scores(tmp_path) if row[1] == "COMPLETE"][: len(kept)] == kept
+
+
+def test_a_multirun_makes_a_study_of_each_combination(tmp_path: Path) -> None:
+    done = call(tmp_path, "-m", "constraint.speedup=2,3", "study.n_trials=2")
+    assert done.returncode == 0, done.stderr
+    names = optuna.get_all_study_names(f"sqlite:///{tmp_path / 'outputs' / 'ranksearch.db'}")
+    assert sorted(names) == ["resnet20-digits-2.0x-s0", "resnet20-digits-3.0x-s0"]
+    assert all((tmp_path / "outputs" / name / "best" / "plan.json").exists() for name in names)
+
+
+@pytest.mark.parametrize("sampler", ["random", "nsgaii"])
+def test_other_samplers_serve(tmp_path: Path, sampler: str) -> None:
+    done = call(tmp_path, f"sampler={sampler}")
+    assert done.returncode == 0, done.stderr
+    assert [row[1] for row in scores(tmp_path)] == ["COMPLETE"] * 3
+
+
+BAD = {
+    "model=resnet5": r"model=resnet5 does not exist: use one of .*resnet18, resnet20",
+    "modle=resnet50": r"'modle' is not a key of the configuration: use model",
+    "fine_tune.stepz=3": r"'fine_tune.stepz' is not a key of the configuration: use steps",
+    "model.wieghts=x": r"'model.wieghts' is not a key of the configuration: use ",
+    "+extra=3": r"extra=3 is not a key of the configuration: take it out",
+    "study.n_trials=many": r"study.n_trials=many: Value 'many' .* Integer",
+    "study.n_trials=0": r"study.n_trials=0 leaves nothing to do: use 1 or more",
+    "study.n_trials": r"study.n_trials",
+    "constraint.speedup=0.5": r"constraint.speedup=0.5 is below 1",
+    "constraint.speedup=100": r"constraint.speedup=100 exceeds [\d.]+, the highest that the space reaches",
+    "space.rules=[{match: layer9.*, keep: dense}]": r"'layer9.\*' matches no layer: did you mean 'layer",
+    "space.rules=[{match: layer1.*, low: 0}]": r"latent size 0 is out of range: give an int >= 1, or a fraction",
+    "space.rules=[{match: layer1.*, high: 1.5}]": r"latent size 1.5 is out of range",
+    "space.rules=[{match: layer1.*, low: 40}]": r"40 for 'layer1.0.conv1' exceeds its break-even rank 14",
+    "space.rules=[{match: layer1.*, lwo: 4}]": r"'lwo' is not a key of the configuration: use low",
+    "space.stem=maybe": r"space.stem=maybe is unknown: use dense or search",
+    "fine_tune.learning_rate=0": r"fine_tune.learning_rate=0(.0)? is out of range: use above 0",
+    "dataset=imagenet": r"dataset.root is not set: add dataset.root=",
+    "dataset=imagenet dataset.root=/nowhere": r"root=/nowhere lacks the folder 'train': expected /nowhere/train",
+    "dataset._target_=nowhere.build": r"dataset._target_=nowhere.build cannot be imported",
+    "sampler._target_=nowhere.Sampler": r"sampler._target_=nowhere.Sampler cannot be imported",
+    "model.depth=21": r"model.depth=21 is not 6n \+ 2",
+    "device=quantum": r"device=quantum cannot be used",
+    "task=dance": r"task=dance is unknown: use search",
+    "seed=-1": r"seed=-1 is negative",
+    "model=resnet50 model.weights=IMAGENET1K_V9": r"IMAGENET1K_V9 is unknown for resnet50: use one of IMAGENET1K_V1",
+}
+
+
+@pytest.mark.parametrize("wrong", BAD)
+def test_bad_input_ends_with_2_one_line_and_nothing_written(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [wrong] if "[" in wrong else wrong.split()
+    monkeypatch.setattr(sys, "argv", ["ranksearch", *words])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    GlobalHydra.instance().clear()
+    said = capfd.readouterr().err.strip()
+    assert ended.value.code == 2
+    assert re.fullmatch(rf"ranksearch: [^\n]*{BAD[wrong]}[^\n]*", said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("in the way")
+    done = call(tmp_path)
+    assert done.returncode == 2
+    assert re.fullmatch(r"ranksearch: \S*outputs\S* cannot be written \(.*\): choose another folder.*\n", done.stderr)
+
+
+def test_a_wrong_command_shows_no_traceback(tmp_path: Path) -> None:
+    done = call(tmp_path, "constraint.speedup=100")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr + done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_diverging_fine_tuning_fails_the_trials_and_says_so(tmp_path: Path) -> None:
+    done = call(tmp_path, "fine_tune.learning_rate=1e30", "fine_tune.max_gradient_norm=1e30")
+    assert done.returncode == 0, done.stderr
+    assert [row[1] for row in scores(tmp_path)] == ["FAIL"] * 3
+    assert "no trial completed" in done.stdout

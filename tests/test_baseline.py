@@ -1,0 +1,54 @@
+"""A baseline is trained once, and read when it is whole."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ranksearch.baseline import train_or_read
+from ranksearch.datasets import Splits
+from ranksearch.models import cifar_resnet
+from ranksearch.training import Recipe
+
+
+def obtain(splits: Splits, cache: Path, seed: int = 0, **made_from: object) -> tuple[nn.Module, int]:
+    torch.manual_seed(seed)
+    model, steps = cifar_resnet(8, 10), []
+    recipe, device = Recipe(steps=3), torch.device("cpu")
+    train_or_read(model, splits, recipe, made_from, cache, seed, device, lambda step, loss: steps.append(step))
+    return model, len(steps)
+
+
+def equal(first: nn.Module, second: nn.Module) -> bool:
+    return all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_the_second_time_the_same_weights_are_read(splits: Splits, tmp_path: Path) -> None:
+    first, trained = obtain(splits, tmp_path, depth=8)
+    second, again = obtain(splits, tmp_path, seed=1, depth=8)
+    assert (trained, again) == (3, 0)
+    assert equal(first, second)
+    assert not second.training
+
+
+def test_other_settings_have_a_baseline_of_their_own(splits: Splits, tmp_path: Path) -> None:
+    obtain(splits, tmp_path, depth=8)
+    assert obtain(splits, tmp_path, depth=9)[1] == 3
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_damaged_file_is_trained_anew(splits: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, _ = obtain(splits, tmp_path, depth=8)
+    [file] = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-100])
+    with caplog.at_level(logging.WARNING):
+        second, trained = obtain(splits, tmp_path, depth=8)
+    assert trained == 3
+    assert "training it again" in caplog.text
+    assert equal(first, second)

@@ -1,0 +1,89 @@
+"""What is saved loads in two lines, in a fresh process, and only if it is trusted and whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ranksearch
+from ranksearch.errors import PlanError
+from ranksearch.factorize import factorize_model
+from ranksearch.loading import save_network
+from ranksearch.plan import LayerChoice, RankPlan
+from ranksearch.problem import Problem
+
+RECIPE = {"_target_": "ranksearch.models.cifar_resnet", "depth": 8, "num_classes": 10}
+PLAN = RankPlan({"layer1.0.conv1": LayerChoice(3), "layer3.0.conv2": LayerChoice(20)})
+
+
+@pytest.fixture
+def network(problem: Problem) -> nn.Module:
+    return factorize_model(problem.model, PLAN, problem.decompositions)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, network: nn.Module) -> Path:
+    save_network(tmp_path / "best", network, PLAN, RECIPE, {"macs": 1})
+    return tmp_path / "best"
+
+
+def test_a_fresh_process_gives_the_same_outputs(folder: Path, network: nn.Module) -> None:
+    images = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+    code = (
+        "import torch, ranksearch\n"
+        f"network = ranksearch.load({str(folder)!r})\n"
+        "images = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)\n"
+        "assert not network.training\n"
+        "print(network(images).flatten().tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    again = torch.tensor(json.loads(done.stdout)).reshape(2, 10)
+    assert torch.allclose(again, network.eval()(images), atol=1e-5)
+
+
+def test_the_file_holds_the_factors_and_nothing_else(folder: Path, network: nn.Module) -> None:
+    numbers = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    assert (folder / "model.safetensors").stat().st_size < numbers + 10_000
+
+
+def test_builders_from_elsewhere_need_trust(folder: Path) -> None:
+    entries = json.loads((folder / "plan.json").read_text())
+    entries["model"] = {"_target_": "os.abort"}
+    (folder / "plan.json").write_text(json.dumps(entries))
+    with pytest.raises(PlanError, match=r"'os.abort', which is not part of ranksearch: pass trust=True"):
+        ranksearch.load(folder)
+    entries["model"] = {"_target_": "nowhere.build"}
+    (folder / "plan.json").write_text(json.dumps(entries))
+    with pytest.raises(PlanError, match=r"'nowhere.build' cannot be imported"):
+        ranksearch.load(folder, trust=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "plan.json").unlink(), "does not exist"),
+        (lambda folder: (folder / "plan.json").write_text("{"), "damaged"),
+        (lambda folder: (folder / "plan.json").write_text('{"format": "other/2"}'), "'other/2', expected"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "does not exist"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"12345678"), "does not fit"),
+    ],
+)
+def test_missing_and_damaged_files_are_named(folder: Path, damage: object, said: str) -> None:
+    assert callable(damage)
+    damage(folder)
+    with pytest.raises(PlanError, match=said):
+        ranksearch.load(folder)
+
+
+def test_weights_of_another_plan_are_refused(folder: Path) -> None:
+    entries = json.loads((folder / "plan.json").read_text())
+    entries["layers"]["layer1.0.conv1"]["latent_size"] = 4
+    (folder / "plan.json").write_text(json.dumps(entries))
+    with pytest.raises(PlanError, match=r"does not fit plan\.json"):
+        ranksearch.load(folder)

@@ -1,0 +1,69 @@
+"""Whatever a sampler proposes, what it gets is feasible and what it sees is what was built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import optuna
+import pytest
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+
+from ranksearch.cost import MacsCost, NetworkCost
+from ranksearch.plan import LayerSpec
+from ranksearch.sampler import FeasibleSampler
+from ranksearch.space import SearchSpace, SpaceSettings, build_space
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "random": lambda seed: RandomSampler(seed=seed),
+    "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=4),
+    "tpe, multivariate": lambda seed: TPESampler(seed=seed, n_startup_trials=4, multivariate=True),
+    "nsgaii": lambda seed: NSGAIISampler(seed=seed, population_size=4),
+}
+pytestmark = [
+    pytest.mark.parametrize("name", SAMPLERS),
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+]
+
+
+def deep_space(layers: int) -> SearchSpace:
+    specs = tuple(LayerSpec(f"layer{n}", "conv2d", 64, 64, 16, (3, 3)) for n in range(layers))
+    cost = NetworkCost(MacsCost(), sum(spec.dense_macs for spec in specs), {spec.name: spec for spec in specs})
+    return build_space(SpaceSettings(stem="search"), specs, list(cost.layers), cost)
+
+
+def run(sampler: BaseSampler, space: SearchSpace, trials: int) -> optuna.Study:
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        values = {
+            layer.spec.name: trial.suggest_int(layer.spec.name, layer.low, layer.largest_value, step=layer.step)
+            for layer in space.layers
+        }
+        return -sum(values.values()) % 7, space.cost.of(space.plan(values))
+
+    study.optimize(objective, n_trials=trials)
+    return study
+
+
+@pytest.mark.parametrize(("layers", "speedup"), [(1, 2.0), (53, 3.0), (53, 8.0)])
+def test_every_recorded_plan_is_within_the_budget(name: str, layers: int, speedup: float) -> None:
+    space = deep_space(layers)
+    budget = int(space.cost.dense / speedup)
+    study = run(FeasibleSampler(SAMPLERS[name](0), space, budget), space, 12)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 12
+    for trial in study.trials:
+        assert all(space.allows(layer, value) for layer, value in trial.params.items())
+        assert space.cost.of(space.plan(trial.params)) <= budget
+
+
+def test_the_same_seed_draws_the_same_plans(name: str) -> None:
+    space = deep_space(8)
+    first, second = (run(FeasibleSampler(SAMPLERS[name](3), space, space.cost.dense // 2), space, 10) for _ in range(2))
+    assert [trial.params for trial in first.trials] == [trial.params for trial in second.trials]
+
+
+def test_without_a_binding_budget_the_sampler_is_left_alone(name: str) -> None:
+    space = deep_space(3)
+    bound = run(FeasibleSampler(SAMPLERS[name](1), space, space.cost.dense), space, 3)
+    assert all(space.cost.of(space.plan(trial.params)) <= space.cost.dense for trial in bound.trials)
+    assert len({tuple(trial.params.values()) for trial in bound.trials}) == 3

@@ -1,0 +1,208 @@
+"""A study keeps what finished, continues, and never lets an infeasible plan touch a weight."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from contextlib import nullcontext
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna import Study
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage
+
+from ranksearch import search
+from ranksearch.errors import DivergedError, UserError
+from ranksearch.plan import RankPlan
+from ranksearch.problem import Problem
+from ranksearch.records import FrontPoint, TrialRecord, finished, front, read_trials
+from ranksearch.search import StudySettings, closed_form_plans, open_study, run_search
+from ranksearch.storage import sqlite
+from ranksearch.trial import TrialResult
+
+SETTINGS = {"model": {"depth": 8}, "seed": 0}
+
+
+def start(problem: Problem, n_trials: int, study: Study | None = None, closed_form: int = 2) -> Study:
+    study = study or open_study("s", InMemoryStorage(), SETTINGS)
+    run_search(study, problem, StudySettings("s", n_trials, closed_form), RandomSampler(seed=0), lambda record: None)
+    return study
+
+
+def test_the_closed_form_comes_first_at_budgets_from_the_constraint_down(problem: Problem) -> None:
+    plans = closed_form_plans(problem, 4)
+    costs = [problem.space.cost.of(plan) for plan in plans]
+    assert costs == sorted(costs, reverse=True)
+    assert 0.9 * problem.budget < costs[0] <= problem.budget
+    records = read_trials(start(problem, 6, closed_form=4))
+    assert [record.closed_form for record in records] == [True] * 4 + [False] * 2
+    assert [record.result.plan for record in records[:4] if record.result] == plans
+
+
+def test_every_trial_records_the_plan_that_it_built(problem: Problem) -> None:
+    study = start(problem, 4)
+    for trial, record in zip(study.trials, read_trials(study), strict=True):
+        assert record.result is not None
+        assert record.feasible
+        assert problem.space.plan(trial.params) == record.result.plan
+        assert trial.values == [record.result.accuracy, record.result.macs]
+        assert record.result.macs == problem.space.cost.of(record.result.plan) <= problem.budget
+        assert record.result.speedup == problem.space.cost.dense / record.result.macs
+
+
+def test_the_same_seed_repeats_the_same_numbers(problem: Problem) -> None:
+    def numbers() -> list[object]:
+        results = [record.result for record in read_trials(start(problem, 4))]
+        return [dataclasses.replace(result, seconds={}) for result in results if result is not None]
+
+    assert numbers() == numbers()
+
+
+def test_a_study_continues_up_to_its_total(problem: Problem, tmp_path: Path) -> None:
+    def again(n_trials: int) -> Study:
+        return start(problem, n_trials, open_study("s", sqlite(str(tmp_path / "db")), SETTINGS))
+
+    first = [trial.values for trial in again(3).trials]
+    study = again(5)
+    assert [trial.values for trial in study.trials[:3]] == first
+    assert finished(study) == len(study.trials) == 5
+    assert len(again(5).trials) == 5
+
+
+def test_other_settings_under_the_same_name_are_refused() -> None:
+    storage = InMemoryStorage()
+    open_study("s", storage, SETTINGS)
+    with pytest.raises(UserError, match=r"study 's' .*model.depth: 8 before, 20 now.*study.name"):
+        open_study("s", storage, {"model": {"depth": 20}, "seed": 0})
+
+
+@pytest.mark.parametrize("kind", ["infeasible", "outside the space"])
+def test_plans_that_may_not_be_built_are_pruned_untouched(
+    problem: Problem, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study("s", InMemoryStorage(), SETTINGS)
+    values = problem.space.values(RankPlan())
+    if kind != "infeasible":
+        values[next(iter(values))] = -5
+    study.enqueue_trial(values)
+    monkeypatch.setattr(search, "evaluate_plan", lambda *args: pytest.fail("a weight was touched"))
+    # Optuna warns of an enqueued value that no sampler would draw.
+    with nullcontext() if kind == "infeasible" else pytest.warns(UserWarning, match="out of range"):
+        start(problem, 1, study, closed_form=0)
+    [record] = read_trials(study)
+    assert record.state == "PRUNED"
+    assert not record.feasible
+    assert record.reason.startswith(kind)
+    assert front([record]) == []
+
+
+def test_a_loss_that_diverges_fails_its_trial_and_no_other(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate_plan, calls = search.evaluate_plan, []
+
+    def sometimes(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise DivergedError("the loss became nan at step 1 of 2: lower learning_rate")
+        return evaluate_plan(*args)  # type: ignore[arg-type]
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    monkeypatch.setattr(search, "evaluate_plan", sometimes)
+    records = read_trials(start(problem, 4))
+    assert [record.state for record in records] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert "nan at step 1" in records[1].reason
+
+
+def test_an_interrupted_trial_is_not_counted_and_its_plan_comes_first_again(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_plan, calls = search.evaluate_plan, []
+
+    def interrupted(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate_plan(*args)  # type: ignore[arg-type]
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = open_study("s", InMemoryStorage(), SETTINGS)
+    monkeypatch.setattr(search, "evaluate_plan", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(problem, 3, study)
+    assert finished(study) == 1
+    start(problem, 3, study)
+    records = read_trials(study)
+    assert [record.state for record in records] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert finished(study) == 3
+    assert records[2].closed_form
+    assert study.trials[2].params == study.trials[1].params
+
+
+def test_a_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
+    code = textwrap.dedent(f"""
+        import optuna, time
+        from ranksearch.search import open_study
+        from ranksearch.storage import sqlite
+
+        study = open_study("s", sqlite({str(tmp_path / "db")!r}), {{}})
+        def objective(trial):
+            trial.suggest_int("layer", 1, 10)
+            if trial.number == 5:
+                print("ready", flush=True)
+                time.sleep(60)
+            return 0.5, 1.0
+        study.optimize(objective, n_trials=10)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    states = [trial.state.name for trial in open_study("s", sqlite(str(tmp_path / "db")), {}).trials]
+    assert states == ["COMPLETE"] * 5 + ["RUNNING"]
+
+
+def test_many_starts_find_the_same_study(tmp_path: Path) -> None:
+    for _ in range(3):
+        open_study("s", sqlite(str(tmp_path / "deep" / "db")), SETTINGS)
+    assert optuna.get_all_study_names(sqlite(str(tmp_path / "deep" / "db"))) == ["s"]
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "db").write_text("not a database, and long enough to be looked at as one " * 20)
+    with pytest.raises(UserError, match=f"{tmp_path / 'db'} cannot be opened"):
+        sqlite(str(tmp_path / "db"))
+
+
+def record(number: int, accuracy: float, macs: int, feasible: bool = True) -> TrialRecord:
+    result = TrialResult(RankPlan(), macs, 1, 1.0, 0.0, accuracy, 0.0, {})
+    return TrialRecord(number, "COMPLETE", feasible, False, result, "", 0.0)
+
+
+def test_the_front_holds_what_nothing_beats_by_rising_cost() -> None:
+    records = [
+        record(0, 0.9, 50),
+        record(1, 0.8, 40),
+        record(2, 0.85, 60),
+        record(3, 0.8, 40),
+        record(4, 0.99, 10, feasible=False),
+        record(5, 0.9, 45),
+    ]
+    points: list[FrontPoint] = front(records)
+    assert [point.number for point in points] == [1, 5]
+
+
+def test_tpe_ends_nearly_all_trials_complete_at_a_tight_budget(problem: Problem) -> None:
+    space = problem.space
+    tight = dataclasses.replace(
+        problem, budget=int(space.cost.dense / 3), recipe=dataclasses.replace(problem.recipe, steps=0)
+    )
+    study = open_study("s", InMemoryStorage(), SETTINGS)
+    run_search(study, tight, StudySettings("s", 30, 0), TPESampler(seed=0, n_startup_trials=5), lambda record: None)
+    assert sum(trial.state.name == "COMPLETE" for trial in study.trials) >= 27

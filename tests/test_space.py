@@ -1,0 +1,137 @@
+"""Rules decide what a layer may become; break-even bounds it, whatever they say."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ranksearch.cost import MacsCost, NetworkCost
+from ranksearch.errors import UserError
+from ranksearch.plan import LayerSpec
+from ranksearch.search import Constraint
+from ranksearch.space import Rule, SearchSpace, SpaceSettings, build_space
+
+SPECS = (
+    LayerSpec("stem", "conv2d", 3, 32, 64, (7, 7)),
+    LayerSpec("layer1.0.conv1", "conv2d", 32, 32, 64, (3, 3)),
+    LayerSpec("layer1.0.conv2", "conv2d", 32, 64, 16, (1, 1)),
+    LayerSpec("mlp.0", "linear", 64, 48, 1),
+    LayerSpec("fc", "linear", 48, 10, 1),
+)
+NAMES = [*(spec.name for spec in SPECS), "grouped"]
+COST = NetworkCost(MacsCost(), sum(spec.dense_macs for spec in SPECS) + 1000, {spec.name: spec for spec in SPECS})
+
+
+def space(**settings: object) -> SearchSpace:
+    return build_space(SpaceSettings(**settings), SPECS, NAMES, COST)  # type: ignore[arg-type]
+
+
+def searched(**settings: object) -> list[str]:
+    return [layer.spec.name for layer in space(**settings).layers]
+
+
+sizes = st.one_of(st.integers(1, 15), st.floats(0.01, 0.4))
+
+
+@given(sizes, st.one_of(st.none(), st.integers(16, 10**6), st.floats(0.5, 0.99)), sizes, st.booleans())
+def test_choices_stay_within_the_rule_and_the_break_even_rank(
+    low: float, high: float | None, step: float, dense: bool
+) -> None:
+    rule = Rule("layer1*", low=low, high=high, step=step, dense=dense)
+    for layer in space(rules=[rule], default=Rule(keep="dense")).layers:
+        factorized = [size for size in layer.latent_sizes if size is not None]
+        assert 1 <= factorized[0] <= factorized[-1] <= layer.spec.break_even_rank
+        assert (None in layer.latent_sizes) == dense
+        if isinstance(low, int):
+            assert factorized[0] == low
+        if isinstance(high, int):
+            assert factorized[-1] <= high
+        assert {b - a for a, b in itertools.pairwise(factorized)} <= {layer.step}
+
+
+def test_stem_and_classifier_stay_dense_unless_asked_for() -> None:
+    assert searched() == ["layer1.0.conv1", "layer1.0.conv2", "mlp.0"]
+    assert "stem" in searched(stem="search")
+    assert "fc" in searched(classifier="search")
+    assert "fc" in searched(rules=[Rule("fc")])
+
+
+def test_the_first_rule_that_matches_decides() -> None:
+    rules = [Rule("layer1.0.conv1", low=5, high=5), Rule("layer1.*", keep="dense"), Rule("mlp.*", low=7)]
+    layers = {layer.spec.name: layer for layer in space(rules=rules).layers}
+    assert set(layers) == {"layer1.0.conv1", "mlp.0"}
+    assert layers["layer1.0.conv1"].latent_sizes == (5, None)
+    assert layers["mlp.0"].low == 7
+
+
+def test_a_rule_may_name_a_layer_that_cannot_be_factorized() -> None:
+    assert searched(rules=[Rule("grouped", keep="dense")]) == searched()
+
+
+@pytest.mark.parametrize("match", ["layer1.0.conv3", "layer1.*.conv3", "later1.*"])
+def test_a_rule_that_matches_nothing_names_the_closest_layers(match: str) -> None:
+    with pytest.raises(UserError, match="matches no layer") as caught:
+        space(rules=[Rule(match)])
+    assert "layer1.0.conv" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"low": 0}, {"low": -3}, {"high": 1.5}, {"step": 0.0}, {"keep": "sparse"}])
+def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=str(next(iter(wrong.values())))):
+        Rule("layer1.*", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_low_above_break_even_names_layer_value_and_limit() -> None:
+    said = r"latent size 40 for 'layer1.0.conv2' exceeds its break-even rank 21: lower it, or leave the layer dense"
+    with pytest.raises(UserError, match=said):
+        space(rules=[Rule("layer1.0.conv2", low=40)])
+
+
+def test_a_low_above_high_is_refused() -> None:
+    with pytest.raises(UserError, match="low=9 above high=4"):
+        space(rules=[Rule("mlp.0", low=9, high=4)])
+
+
+def test_an_empty_space_is_refused() -> None:
+    with pytest.raises(UserError, match="nothing to search"):
+        space(default=Rule(keep="dense"))
+
+
+values = st.fixed_dictionaries(
+    {
+        layer.spec.name: st.sampled_from(range(layer.low, layer.largest_value + 1, layer.step))
+        for layer in space().layers
+    }
+)
+
+
+@given(values)
+def test_plans_and_values_say_the_same(drawn: dict[str, int]) -> None:
+    assert space().values(space().plan(drawn)) == drawn
+
+
+@given(values, st.floats(0, 1))
+def test_shrinking_reaches_every_budget_and_leaves_what_fits(drawn: dict[str, int], share: float) -> None:
+    here = space()
+    cheapest = COST.of(here.cheapest)
+    budget = cheapest + int(share * (COST.dense - cheapest))
+    shrunk = here.shrink(drawn, budget)
+    assert COST.of(here.plan(shrunk)) <= budget
+    assert all(here.allows(name, value) and value <= drawn[name] for name, value in shrunk.items())
+    if COST.of(here.plan(drawn)) <= budget:
+        assert shrunk == drawn
+
+
+@given(values)
+def test_no_plan_is_cheaper_than_the_highest_speedup_says(drawn: dict[str, int]) -> None:
+    assert COST.dense / COST.of(space().plan(drawn)) <= space().highest_speedup
+
+
+def test_a_speedup_beyond_reach_says_what_can_be_reached() -> None:
+    highest = space().highest_speedup
+    with pytest.raises(UserError, match=rf"speedup=1000 exceeds {int(highest * 100) / 100:g}"):
+        Constraint(1000).budget(space())
+    Constraint(int(highest * 100) / 100).budget(space())

@@ -1,0 +1,82 @@
+"""The loop learns, repeats, follows its teacher, and says when it breaks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ranksearch.datasets import Splits, batches, endless_batches
+from ranksearch.errors import DivergedError, SettingError
+from ranksearch.models import cifar_resnet
+from ranksearch.training import Recipe, evaluate, train
+
+CPU = torch.device("cpu")
+
+
+def fresh() -> nn.Module:
+    torch.manual_seed(0)
+    return cifar_resnet(8, 10)
+
+
+def trained_copy(splits: Splits, recipe: Recipe, teacher: nn.Module | None = None) -> nn.Module:
+    model = fresh()
+    train(model, endless_batches(splits.train, recipe.batch_size, CPU, seed=1), recipe, teacher)
+    return model
+
+
+def test_training_learns_real_digits(splits: Splits, trained: nn.Module) -> None:
+    assert evaluate(trained, batches(splits.validation, 256, CPU)).accuracy > 0.85
+
+
+def test_the_same_seed_gives_the_same_weights(splits: Splits) -> None:
+    first, second = (trained_copy(splits, Recipe(steps=5)).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_teacher_pulls_the_predictions_towards_its_own(splits: Splits, trained: nn.Module) -> None:
+    before = copy.deepcopy(trained.state_dict())
+    images = torch.stack([splits.validation[index][0] for index in range(64)])
+
+    def distance(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float(F.kl_div(model(images).log_softmax(1), trained(images).softmax(1), reduction="batchmean"))
+
+    recipe = Recipe(steps=40, distillation=1.0, learning_rate=0.05)
+    assert distance(trained_copy(splits, recipe, trained)) < 0.2 * distance(fresh().eval())
+    assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
+
+
+def test_no_steps_change_nothing(splits: Splits) -> None:
+    untouched = fresh().state_dict()
+    assert all(
+        torch.equal(untouched[name], tensor) for name, tensor in trained_copy(splits, Recipe(0)).state_dict().items()
+    )
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(splits: Splits) -> None:
+    model = fresh()
+    with torch.no_grad():
+        model.fc.weight.fill_(float("nan"))
+    with pytest.raises(DivergedError, match="nan at step 1 of 5"):
+        train(model, endless_batches(splits.train, 64, CPU, seed=0), Recipe(steps=5))
+    with pytest.raises(DivergedError, match="nan"):
+        evaluate(model, batches(splits.validation, 256, CPU))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("steps", -1), ("batch_size", 1), ("learning_rate", 0.0), ("distillation", 1.5), ("temperature", 0)],
+)
+def test_settings_out_of_range_are_refused(key: str, value: float) -> None:
+    with pytest.raises(SettingError, match=f"{key}={value}"):
+        Recipe(**({"steps": 1} | {key: value}))  # type: ignore[arg-type]
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(splits: Splits, trained: nn.Module) -> None:
+    whole, parts = (evaluate(trained, batches(splits.validation, size, CPU)) for size in (360, 7))
+    assert whole.accuracy == parts.accuracy
+    assert whole.loss == pytest.approx(parts.loss, rel=1e-4)
