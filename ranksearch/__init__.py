@@ -1,5 +1,6 @@
 """ranksearch finds the latent size of every layer of a trained network."""
 
+from ranksearch.errors import PlanError, UserError
 from ranksearch.factorize import collect_statistics, decompose, factorize_model, profile_layers
 from ranksearch.loading import load
 from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
@@ -7,7 +8,9 @@ from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
 __all__ = [
     "LayerChoice",
     "LayerSpec",
+    "PlanError",
     "RankPlan",
+    "UserError",
     "collect_statistics",
     "decompose",
     "factorize_model",

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from ranksearch.problem import Problem
 from ranksearch.records import FrontPoint, TrialRecord
@@ -61,6 +62,10 @@ def draw_front(problem: Problem, records: Sequence[TrialRecord], points: Sequenc
                 *here, marker="*", s=220, color=ORANGE, edgecolor=BLACK, linewidth=0.5, zorder=4, label="picked"
             )
     axes.axvline(problem.budget / millions, color=GREEN, linestyle="--", linewidth=1.2, label="budget")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("MACs of one image, millions")
     axes.set_ylabel("validation accuracy, %")
     axes.grid(color="#EEEEEE")
@@ -75,25 +80,26 @@ def _speedup_axis(axes: Axes, dense: float) -> None:
     left, right = axes.get_xlim()
     ticks = [tick for tick in (1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16) if left <= dense / tick <= right]
     above = axes.secondary_xaxis("top")
+    above.xaxis.set_minor_locator(NullLocator())
     above.set_xticks([dense / tick for tick in ticks], [f"{tick:g}x" for tick in ticks])
     above.set_xlabel("speedup in MACs", fontsize=9)
 
 
 def draw_latent_sizes(problem: Problem, point: FrontPoint) -> Figure:
-    """Draw one plan: for every layer its latent size beside its break-even rank and its width."""
+    """Draw one plan: for every layer its latent size beside its break-even rank and its dense width."""
     layers = problem.space.layers
     figure = Figure(figsize=(8, 1.2 + 0.2 * len(layers)), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(layers))
-    widths = [min(layer.spec.in_size, layer.spec.out_size) for layer in layers]
+    widths = [layer.spec.out_size for layer in layers]
     sizes = [point.result.plan.latent_size(layer.spec.name) for layer in layers]
-    axes.barh(rows, widths, color="#E8E8E8", label="min(in, out)")
+    axes.barh(rows, widths, color="#E8E8E8", label="output channels or features")
     axes.barh(
         rows,
         [s or w for s, w in zip(sizes, widths, strict=True)],
         color=[BLUE if s else BLACK for s in sizes],
         height=0.55,
-        label="latent size",
+        label="latent size (black: dense)",
     )
     axes.scatter(
         [layer.spec.break_even_rank for layer in layers],
@@ -108,9 +114,8 @@ def draw_latent_sizes(problem: Problem, point: FrontPoint) -> Figure:
         axes.text(width, row, f" {size}" if size else " dense", va="center", fontsize=7)
     axes.set_yticks(rows, [layer.spec.name for layer in layers], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("channels or features")
     axes.set_title(f"trial {point.number}: {point.result.speedup:.2f}x", fontsize=10)
-    axes.legend(fontsize=7, loc="lower right")
+    figure.legend(fontsize=7, loc="outside lower center", ncols=3)
     return figure
 
 

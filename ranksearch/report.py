@@ -19,7 +19,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto
        background: #fff; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .headline { font-size: 1.2rem; border-left: 4px solid #D55E00; padding-left: .8rem; }
-table { border-collapse: collapse; } th, td { padding: .25rem .8rem; text-align: right; }
+table { border-collapse: collapse; } th, td { padding: .25rem .8rem; text-align: right; white-space: nowrap; }
 th { border-bottom: 2px solid #222; } tr.picked { font-weight: bold; }
 td:first-child, th:first-child { text-align: left; }
 pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; } svg { max-width: 100%; height: auto; }

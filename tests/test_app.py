@@ -25,9 +25,7 @@ from ranksearch.app import main
 from ranksearch.artifacts import COLUMNS
 from ranksearch.cost import count_macs
 
-SMALL = [
-    "model.depth=8",
-    "dataset.image_size=8",
+BRIEF = [
     "baseline.steps=40",
     "calibration.images=128",
     "fine_tune.steps=2",
@@ -35,21 +33,24 @@ SMALL = [
     "study.closed_form_trials=2",
     "study.n_trials=3",
 ]
+SMALL = ["model.depth=8", "dataset.image_size=8", *BRIEF]
 STUDY = "resnet20-digits-1.5x-s0"
 
 
-def command(*overrides: str) -> list[str]:
+def command(*overrides: str, small: list[str] = SMALL) -> list[str]:
     flags = [word for word in overrides if word.startswith("-")]
     rest = [word for word in overrides if not word.startswith("-")]
-    return [sys.executable, "-W", "ignore", "-m", "ranksearch", *flags, *SMALL, *rest]
+    return [sys.executable, "-W", "ignore", "-m", "ranksearch", *flags, *small, *rest]
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
 
 
-def call(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*overrides), cwd=folder, env=environment(), capture_output=True, text=True)
+def call(folder: Path, *overrides: str, small: list[str] = SMALL) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*overrides, small=small), cwd=folder, env=environment(), capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")

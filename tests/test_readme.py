@@ -1,0 +1,85 @@
+"""What the README tells people to type works as it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from sklearn.datasets import load_digits
+from test_app import BRIEF, call
+
+import ranksearch
+from ranksearch.config import RunConfig
+from ranksearch.schema import freeze, mergeable
+from ranksearch.space import SpaceSettings
+
+TEXT = (ROOT / "README.md").read_text()
+COMMANDS = [
+    shlex.split(line)[3:]
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+    for line in block.splitlines()
+    if line.startswith("python -m ranksearch")
+] + [
+    shlex.split(command)[3:]
+    for command in re.findall(r"`(python -m ranksearch [^`]+)`", TEXT)
+    if "--help" not in command
+]
+
+
+def write_files(folder: Path) -> None:
+    """Put every file that the README shows under its own name."""
+    for name, content in re.findall(r"`([\w/]+\.(?:py|yaml))`[^\n]*:\n\n```\w+\n(.*?)```", TEXT, re.S):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_commands_compose(words: list[str], tmp_path: Path) -> None:
+    write_files(tmp_path)
+    overrides = [word for word in words if "=" in word]
+    if "--config-dir" in words:
+        overrides.append(f"hydra.searchpath=[file://{tmp_path / 'my_conf'}]")
+    ConfigStore.instance().store("schema", mergeable(RunConfig))
+    sweeping = "-m" in words
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for index in range(2 if sweeping else 1):
+            chosen = [re.sub(r"=(.*),(.*)", rf"=\{index + 1}", word) if sweeping else word for word in overrides]
+            config = compose("config", chosen)
+            assert all(word.split("=")[0] in config or "." in word for word in chosen)
+
+
+def test_one_s_own_model_and_data_run(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None].expand(-1, 3, -1, -1) / 16
+    torch.save((images.contiguous(), torch.tensor(digits.target)), tmp_path / "images.pt")
+    done = call(tmp_path, "--config-dir=my_conf", "model=mynet", "dataset=mydata", small=BRIEF)
+    assert done.returncode == 0, done.stderr
+    best = tmp_path / "outputs" / "mynet-mydata-1.5x-s0" / "best"
+    with pytest.raises(ranksearch.PlanError, match="trust=True"):
+        ranksearch.load(best)
+
+
+def test_space_rules_of_the_readme_are_understood() -> None:
+    [block] = [block for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.S) if "rules:" in block]
+    settings = freeze(SpaceSettings, yaml.safe_load(block))
+    assert [rule.match for rule in settings.rules] == ["layer1.*", "layer4.*.conv2"]
+
+
+def test_links_and_pictures_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
+
+
+def test_schemas_are_schemas() -> None:
+    for file in (ROOT / "docs" / "schemas").glob("*.json"):
+        jsonschema.Draft202012Validator.check_schema(json.loads(file.read_text()))
