@@ -169,7 +169,9 @@ def _build_data(config: RunConfig) -> Splits:
         settings["image_size"] = smallest
     settings.pop("name", None)
     splits = _build("dataset", settings)
-    assert isinstance(splits, Splits)
+    if not isinstance(splits, Splits):
+        returned = f"returns {type(splits).__name__}: return ranksearch.datasets.Splits"
+        raise SettingError("dataset._target_", settings["_target_"], returned)
     return splits
 
 
@@ -179,7 +181,10 @@ def _build_model(config: RunConfig, splits: Splits) -> tuple[nn.Module, dict[str
     arguments = {key: value for key, value in config.model.items() if key not in own}
     torch.manual_seed(config.seed)
     model = _build("model", arguments, num_classes=splits.num_classes)
+    if not isinstance(model, nn.Module):
+        returned = f"returns {type(model).__name__}: return a torch.nn.Module"
+        raise SettingError("model._target_", arguments["_target_"], returned)
     recipe = {**arguments, "num_classes": splits.num_classes}
-    if "weights" in recipe:
+    if str(arguments["_target_"]).startswith("ranksearch.") and "weights" in recipe:
         recipe["weights"] = None
     return model, recipe

@@ -15,6 +15,7 @@ from ranksearch.finalize import Finalized
 from ranksearch.problem import Problem
 from ranksearch.records import FrontPoint, TrialRecord, front
 from ranksearch.report import format_table, summary_rows, write_report
+from ranksearch.trial import STAGES
 
 FRONT_FORMAT = "ranksearch.front/1"
 COLUMNS = (
@@ -30,24 +31,37 @@ COLUMNS = (
     "closed_form",
     "reason",
     "plan",
+    *(f"seconds_{stage}" for stage in STAGES),
 )
 
 
 def write_trials(path: Path, records: Sequence[TrialRecord]) -> None:
-    """Write a row per trial; accuracies and losses are those of the validation split."""
+    """Write a row per trial; accuracies and losses are those of the validation split, empty where there are none."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
     for record in records:
         if record.state == "WAITING":
             continue
-        result = record.result
-        scores = ["", "", "", ""] if result is None else [result.accuracy, result.macs, result.params, result.speedup]
-        before = "" if result is None else result.accuracy_before
-        loss = "" if result is None else result.loss
-        plan = "" if result is None else json.dumps(result.plan.to_json())
-        head = [record.number, record.state, *scores, round(record.seconds, 3)]
-        writer.writerow([*head, before, loss, int(record.closed_form), record.reason, plan])
+        row: dict[str, Any] = {
+            "number": record.number,
+            "state": record.state,
+            "seconds": round(record.seconds, 3),
+            "closed_form": int(record.closed_form),
+            "reason": record.reason,
+        }
+        if (result := record.result) is not None:
+            row |= {
+                "accuracy": result.accuracy,
+                "macs": result.macs,
+                "params": result.params,
+                "speedup": result.speedup,
+                "accuracy_before_fine_tuning": result.accuracy_before,
+                "loss": result.loss,
+                "plan": json.dumps(result.plan.to_json()),
+                **{f"seconds_{stage}": round(result.seconds.get(stage, 0.0), 3) for stage in STAGES},
+            }
+        writer.writerow(row)
     write_text(path, text.getvalue())
 
 

@@ -101,7 +101,8 @@ def _train_baseline(job: Job) -> None:
     """Give the dense model the weights that everything is compared with."""
     config, classes = job.config, job.splits.num_classes
     settings, weights = config.baseline, config.model.get("weights")
-    ready = weights is not None and weights_fit(config.model["architecture"], weights, classes)
+    architecture = config.model.get("architecture")
+    ready = weights is not None and (architecture is None or weights_fit(architecture, weights, classes))
     if settings.train == "never" or (settings.train == "auto" and ready):
         log.info("baseline: the model's own weights (%s)", weights or "as its builder sets them")
         return

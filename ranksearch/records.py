@@ -70,9 +70,11 @@ def read_trials(study: Study) -> list[TrialRecord]:
 
 def finished(study: Study) -> int:
     """How many trials came to an end of their own; those that were interrupted or killed do not count."""
+    of_their_own = (TrialState.COMPLETE, TrialState.PRUNED)
     return sum(
-        record.state in ("COMPLETE", "PRUNED") or (record.state == "FAIL" and record.reason not in ("", INTERRUPTED))
-        for record in read_trials(study)
+        trial.state in of_their_own
+        or (trial.state == TrialState.FAIL and trial.user_attrs.get(REASON, INTERRUPTED) != INTERRUPTED)
+        for trial in study.get_trials(deepcopy=False)
     )
 
 

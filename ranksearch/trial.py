@@ -18,6 +18,8 @@ from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.training import Recipe, evaluate, train
 
+STAGES = ("factorize", "recalibrate", "fine_tune", "evaluate")
+
 
 @dataclass(frozen=True)
 class TrialResult:
@@ -31,7 +33,7 @@ class TrialResult:
         accuracy_before: on the validation split, before fine-tuning.
         accuracy: on the validation split, after fine-tuning.
         loss: cross-entropy on the validation split, after fine-tuning.
-        seconds: of each stage.
+        seconds: of each of `STAGES`.
     """
 
     plan: RankPlan

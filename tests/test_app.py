@@ -225,6 +225,8 @@ BAD = {
     "model.depth=21": r"model.depth=21 is not 6n \+ 2",
     "device=quantum": r"device=quantum cannot be used",
     "task=dance": r"task=dance is unknown: use search",
+    "model._target_=collections.Counter ~model.depth": r"model._target_=collections.Counter returns Counter: return a",
+    "dataset._target_=collections.Counter": r"dataset._target_=collections.Counter returns Counter: return",
     "seed=-1": r"seed=-1 is negative",
     "model=resnet50 model.weights=IMAGENET1K_V9": r"IMAGENET1K_V9 is unknown for resnet50: use one of IMAGENET1K_V1",
 }
@@ -252,6 +254,24 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     done = call(tmp_path)
     assert done.returncode == 2
     assert re.fullmatch(r"ranksearch: \S*outputs\S* cannot be written \(.*\): choose another folder.*\n", done.stderr)
+
+
+def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "outputs" / "ranksearch.db").mkdir(parents=True)
+    done = call(tmp_path)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"ranksearch: the study database \S*ranksearch.db cannot be opened .*: move it away.*\n", done.stderr
+    )
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["ranksearch.db"]
+
+
+def test_a_job_of_a_sweep_that_cannot_run_leaves_the_others_alone(tmp_path: Path) -> None:
+    done = call(tmp_path, "-m", "constraint.speedup=100,2")
+    assert done.returncode == 2
+    assert "speedup=100 exceeds" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "outputs" / "resnet20-digits-2.0x-s0" / "best" / "plan.json").exists()
 
 
 def test_a_wrong_command_shows_no_traceback(tmp_path: Path) -> None:
