@@ -7,8 +7,11 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
+from errno import EACCES, ENOSPC, EPERM, EROFS
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, cast
 
 import hydra
@@ -25,15 +28,19 @@ from hydra.errors import (
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
 from torch import nn
 
 from ranksearch.config import RunConfig
+from ranksearch.cost import CostModel
 from ranksearch.datasets import Splits
 from ranksearch.errors import SettingError, UserError
 from ranksearch.job import Job, run
+from ranksearch.models import is_torchvision
 from ranksearch.problem import choose_device, describe_space
 from ranksearch.schema import freeze, mergeable
-from ranksearch.search import open_study
+from ranksearch.search import check_sampler, open_study
 
 log = logging.getLogger(__name__)
 
@@ -54,17 +61,15 @@ def main() -> None:
         command()
     except KeyboardInterrupt:
         sys.exit(130)
-    except UserError as error:
-        sys.exit(_complain(str(error)))
+    except UserError:
+        sys.exit(2)  # of a sweep's job, which has told it already
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(_complain(_explain(error)))
     except OSError as error:
-        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) and error.filename:
-            sys.exit(
-                _complain(
-                    f"{error.filename} cannot be written ({error.strerror}): choose another folder with outputs=..."
-                )
-            )
+        ours = any(frame.f_code is _run.__code__ for frame, _ in walk_tb(error.__traceback__))
+        if error.filename and (not ours or error.errno in (EACCES, EPERM, EROFS, ENOSPC)):
+            advice = "choose another folder with outputs=..."
+            sys.exit(_complain(f"{error.filename} cannot be written ({error.strerror}): {advice}"))
         raise
 
 
@@ -96,28 +101,27 @@ def _run(cfg: DictConfig) -> None:
         try:
             job = _prepare(cfg)
         except UserError:
-            _forget_run(Path(hydra_config.runtime.output_dir), Path(cfg.outputs).absolute())
+            _forget_run(Path(hydra_config.runtime.output_dir), Path(cfg.outputs))
             raise
         run(job)
     except UserError as error:
+        _complain(str(error))
         if hydra_config.mode == RunMode.RUN:
-            sys.exit(_complain(str(error)))
-        raise  # a sweep first runs its other jobs, and Hydra says which one this was
+            sys.exit(2)
+        raise  # a sweep first runs its other jobs
     except KeyboardInterrupt:
         log.warning("interrupted: everything finished is kept; run the same command again to go on")
         raise
 
 
 def _forget_run(folder: Path, outputs: Path) -> None:
-    """Take away what Hydra wrote for a run that could not begin."""
+    """Take away what Hydra wrote for a run that could not begin, and the folders that it made for that."""
     shutil.rmtree(folder, ignore_errors=True)
-    for parent in folder.parents:
-        if outputs not in (parent, *parent.parents):
-            return
-        try:
-            parent.rmdir()
-        except OSError:
-            return
+    for empty in (*folder.resolve().parents, outputs.resolve()):
+        if Path.cwd().is_relative_to(empty):
+            continue
+        with suppress(OSError):  # not empty, so it holds something else
+            empty.rmdir()
 
 
 def _prepare(cfg: DictConfig) -> Job:
@@ -134,57 +138,70 @@ def _prepare(cfg: DictConfig) -> Job:
     splits = _build_data(config)
     model, recipe = _build_model(config, splits)
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stubs
-    space = describe_space(model, splits, config.space, _build("cost", config.cost))
+    space = describe_space(model, splits, config.space, _build("cost", config.cost, CostModel), device)
     try:
         budget = config.constraint.budget(space)
     except SettingError as error:
         raise error.inside("constraint") from None
-    _build("sampler", config.sampler)  # before the storage is made: a sampler that cannot be built leaves no trace
-    study = open_study(config.study.name, _build("storage", config.storage), {key: plain[key] for key in COMPARED})
-    # Another seed for every run and worker, or they would draw the same plans again.
-    seed = config.seed + 1000 * config.worker + len(study.trials)
-    proposer = _build("sampler", config.sampler, seed=seed)
-    return Job(config, plain, device, splits, model, recipe, space, budget, study, proposer)
+    # Seen to before the storage is made, so that a sampler that cannot serve leaves no trace.
+    check_sampler(_build_sampler(config, trials=0), space, budget)
+    compared = {key: plain[key] for key in COMPARED}
+    compared["dataset"] = {key: value for key, value in compared["dataset"].items() if key not in ("root", "workers")}
+    study = open_study(config.study.name, _build("storage", config.storage, BaseStorage), compared)
+    proposer = _build_sampler(config, trials=len(study.trials))
+    # Unresolved, for what stands behind ${oc.env:...} belongs in no file.
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    return Job(config, settings, compared, device, splits, model, recipe, space, budget, study, proposer)
 
 
-def _build(group: str, settings: Mapping[str, Any], **extra: Any) -> Any:
-    """Call the ``_target_`` of a group."""
+def _build(group: str, settings: Any, kind: type[Any], **extra: Any) -> Any:
+    """Call the ``_target_`` of a group, and see that it gives what the group is for."""
+    if not isinstance(settings, Mapping) or "_target_" not in settings:
+        raise UserError(f"{group} has no _target_: give it the dotted name of the callable that builds it")
+    target = settings["_target_"]
+    unknown = {"_args_", "_partial_", "_recursive_"} & set(settings)
+    if unknown:
+        raise SettingError(f"{group}.{min(unknown)}", settings[min(unknown)], "is not supported: name every argument")
     try:
-        return hydra.utils.instantiate(settings, **extra)
+        built = hydra.utils.instantiate({"_convert_": "all", **settings}, **extra)
     except InstantiationException as error:
         cause = error.__cause__
+        if isinstance(cause, SettingError):
+            raise cause.inside(group) from None
         if isinstance(cause, UserError):
-            raise SettingError.inside(cause, group) if isinstance(cause, SettingError) else cause from None
+            raise cause from None
         if str(error).startswith("Error locating"):
             advice = "cannot be imported: check the spelling, and that it is on the Python path"
-            raise SettingError(f"{group}._target_", settings.get("_target_"), advice) from None
-        raise UserError(f"{group}: {settings.get('_target_')} failed ({cause!r}): check its settings") from error
+            raise SettingError(f"{group}._target_", target, advice) from None
+        reason = f"{type(cause).__name__}: {cause}" if cause else str(error)
+        raise UserError(f"{group}: {target} failed ({reason}): check its settings") from error
+    if not isinstance(built, kind):
+        returned = f"gives a {type(built).__name__}: it must give a {kind.__name__}"
+        raise SettingError(f"{group}._target_", target, returned)
+    return built
+
+
+def _build_sampler(config: RunConfig, trials: int) -> BaseSampler:
+    # Another seed for every run and worker, or they would draw the same plans again.
+    seed = config.sampler.get("seed", config.seed) + 1000 * config.worker + trials
+    return cast(BaseSampler, _build("sampler", config.sampler, BaseSampler, seed=seed))
 
 
 def _build_data(config: RunConfig) -> Splits:
-    settings = dict(config.dataset)
-    smallest = config.model.get("smallest_input")
-    if smallest and settings.get("image_size", smallest) < smallest:
-        log.info("dataset: images enlarged from %d to %d pixels for the model", settings["image_size"], smallest)
+    settings = {key: value for key, value in config.dataset.items() if key != "name"}
+    smallest, size = config.model.get("smallest_input"), settings.get("image_size")
+    if smallest and isinstance(size, int) and size < smallest:
+        log.info("dataset: images enlarged from %d to %d pixels for the model", size, smallest)
         settings["image_size"] = smallest
-    settings.pop("name", None)
-    splits = _build("dataset", settings)
-    if not isinstance(splits, Splits):
-        returned = f"returns {type(splits).__name__}: return ranksearch.datasets.Splits"
-        raise SettingError("dataset._target_", settings["_target_"], returned)
-    return splits
+    return cast(Splits, _build("dataset", settings, Splits))
 
 
 def _build_model(config: RunConfig, splits: Splits) -> tuple[nn.Module, dict[str, Any]]:
     """Build the dense model, and say how to build it again without its weights."""
-    own = ("name", "smallest_input")
-    arguments = {key: value for key, value in config.model.items() if key not in own}
+    arguments = {key: value for key, value in config.model.items() if key not in ("name", "smallest_input")}
     torch.manual_seed(config.seed)
-    model = _build("model", arguments, num_classes=splits.num_classes)
-    if not isinstance(model, nn.Module):
-        returned = f"returns {type(model).__name__}: return a torch.nn.Module"
-        raise SettingError("model._target_", arguments["_target_"], returned)
+    model = _build("model", arguments, nn.Module, num_classes=splits.num_classes)
     recipe = {**arguments, "num_classes": splits.num_classes}
-    if str(arguments["_target_"]).startswith("ranksearch.") and "weights" in recipe:
+    if is_torchvision(recipe):
         recipe["weights"] = None
     return model, recipe

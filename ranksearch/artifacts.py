@@ -86,6 +86,7 @@ def write_artifacts(
     folder: Path,
     config: RunConfig,
     settings: Mapping[str, Any],
+    load_call: str,
     problem: Problem,
     records: Sequence[TrialRecord],
     finalized: Finalized | None,
@@ -96,6 +97,7 @@ def write_artifacts(
         folder: of the study.
         config: of the run.
         settings: the same as plain JSON values.
+        load_call: what loads the picked network.
         problem: that was searched.
         records: all trials.
         finalized: the picked plan's end, if it came to that.
@@ -114,5 +116,5 @@ def write_artifacts(
         "cost": f"{problem.space.cost.model.unit} of one image of shape {list(problem.splits.input_shape)}",
         "constraint": f"speedup of at least {config.constraint.speedup:g}",
     }
-    write_report(folder / "report.html", name, problem, records, points, finalized, settings, notes)
+    write_report(folder / "report.html", name, problem, records, points, finalized, load_call, settings, notes)
     return format_table(summary_rows(problem, points, finalized))

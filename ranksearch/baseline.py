@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_model, save
 from torch import nn
 
-from ranksearch.datasets import Splits, endless_batches
-from ranksearch.errors import SettingError
-from ranksearch.files import write_bytes
-from ranksearch.training import Recipe, train
+from ranksearch.datasets import Splits, batches, endless_batches, length
+from ranksearch.errors import PlanError, SettingError
+from ranksearch.files import read_weights, write_weights
+from ranksearch.training import Recipe, evaluate, train
 
 log = logging.getLogger(__name__)
 
@@ -54,32 +52,39 @@ def train_or_read(
 
     Args:
         model: with its initial weights, on ``device``.
-        splits: the data; only the training split is read.
+        splits: the data; only the training split is trained on.
         recipe: the training.
-        made_from: all that the weights depend on, as plain JSON values; the cache is keyed by it.
+        made_from: what the weights depend on besides the recipe, the seed, the initial weights and the number of
+            examples, as plain JSON values; the cache is keyed by all of it.
         cache: the folder of baselines.
         seed: of the batches.
         device: where the model is.
         on_step: is told the step, from 1, and its loss.
+
+    Raises:
+        DivergedError: the loss is not finite; nothing is cached then.
     """
-    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache / f"baseline-{key}.safetensors"
+    known = {**made_from, "recipe": vars(recipe), "seed": seed, "examples": length(splits.train)}
+    key = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    for tensor in model.state_dict().values():
+        key.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    path = cache / f"baseline-{key.hexdigest()[:16]}.safetensors"
     if path.exists():
         try:
-            load_model(model, path, strict=True, device=str(device))
-        except (SafetensorError, RuntimeError) as error:
-            log.warning(
-                "the cached baseline %s cannot be read (%s): training it again",
-                path,
-                " ".join(str(error).split())[:200],
-            )
+            read_weights(path, model)
+        except PlanError as error:
+            log.warning("baseline: %s", error)
         else:
             log.info("baseline: read from %s", path)
             model.eval()
             return
     log.info("baseline: training the dense model for %d steps of %d images", recipe.steps, recipe.batch_size)
-    data = endless_batches(splits.train, recipe.batch_size, device, seed, splits.workers)
-    train(model, data, recipe, on_step=on_step)
-    state = {name: tensor.detach().clone().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    write_bytes(path, save(state))
+    train(
+        model,
+        endless_batches(splits.train, recipe.batch_size, device, seed, splits.workers),
+        recipe,
+        on_step=on_step,
+    )
+    evaluate(model, batches(splits.train, recipe.batch_size, device, splits.workers, limit=recipe.batch_size))
+    write_weights(path, model)
     log.info("baseline: written to %s", path)

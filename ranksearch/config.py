@@ -41,6 +41,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise SettingError("task", self.task, f"is unknown: use {', '.join(TASKS)}")
-        for what in ("seed", "worker"):
-            if getattr(self, what) < 0:
-                raise SettingError(what, getattr(self, what), "is negative: use 0 or more")
+        for what, limit in (("seed", 2**31), ("worker", 10**6)):
+            if not 0 <= getattr(self, what) < limit:
+                raise SettingError(what, getattr(self, what), f"is out of range: use 0 to {limit - 1}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ranksearch.plan import LayerSpec, RankPlan
 
 
+@runtime_checkable
 class CostModel(Protocol):
     """The cost of one layer and of a whole network. Pure: asking twice gives the same answer.
 
@@ -64,8 +65,8 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
         input_shape: of one example, `[C, H, W]`.
     """
     ghost = copy.deepcopy(model).to("meta").eval()
-    with FlopCounterMode(display=False) as counter:
-        ghost(torch.empty(1, *input_shape, device="meta"))
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        ghost(torch.empty(1, *input_shape))
     return int(counter.get_total_flops()) // 2
 
 

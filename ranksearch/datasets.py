@@ -41,6 +41,16 @@ class Splits:
     num_classes: int
     workers: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            examples = getattr(self, name)
+            if length(examples) == 0:
+                raise UserError(f"the {name} split is empty: give it examples")
+            image = examples[0][0]
+            if not isinstance(image, Tensor) or not image.is_floating_point():
+                found = image.dtype if isinstance(image, Tensor) else type(image).__name__
+                raise UserError(f"the images of the {name} split are {found}: give tensors of floats, [C, H, W]")
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one image, `[C, H, W]`."""

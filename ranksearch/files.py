@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file in one step, through a neighbour that is renamed; folders are made as needed."""
+from ranksearch.errors import PlanError
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a neighbour to write to, and rename it to the file once the block ends well; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     neighbour = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        neighbour.write_bytes(content)
+        yield neighbour
         neighbour.replace(path)
     finally:
         neighbour.unlink(missing_ok=True)
@@ -21,9 +30,31 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, content: str) -> None:
     """Write text in UTF-8, in one step."""
-    write_bytes(path, content.encode())
+    with _replacing(path) as neighbour:
+        neighbour.write_text(content, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write plain JSON values in one step; numbers that JSON lacks (NaN, infinities) are refused."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_weights(path: Path, model: nn.Module) -> None:
+    """Write a model's parameters and buffers as safetensors, in one step; tied ones once."""
+    with _replacing(path) as neighbour:
+        save_model(model, str(neighbour))
+
+
+def read_weights(path: Path, model: nn.Module) -> None:
+    """Read what `write_weights` wrote into a model of the same shape, in place.
+
+    Raises:
+        PlanError: the file is missing, damaged, or made for another shape.
+    """
+    try:
+        load_model(model, path, strict=True)
+    except FileNotFoundError:
+        raise PlanError(f"{path} does not exist: put it back, or run the search again") from None
+    except (SafetensorError, RuntimeError) as error:
+        summary = " ".join(str(error).split())[:300]
+        raise PlanError(f"{path} does not fit the network ({summary}): run the search again to write it anew") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ranksearch.errors import PlanError, SettingError
-from ranksearch.loading import read_plan_file, save_network
+from ranksearch.loading import WEIGHTS_FILE, read_plan_file, save_network
 from ranksearch.problem import Problem
 from ranksearch.records import FrontPoint
 from ranksearch.training import Evaluation, evaluate
@@ -54,6 +56,7 @@ def finalize(
     picked: FrontPoint,
     settings: FinalizeSettings,
     recipe: Mapping[str, Any],
+    compared: Mapping[str, Any],
     folder: Path,
 ) -> Finalized:
     """Fine-tune the picked plan, read the test split, and write the network.
@@ -66,12 +69,19 @@ def finalize(
         picked: the plan.
         settings: the fine-tuning.
         recipe: how to build the dense network: ``_target_`` and its arguments.
+        compared: the settings of the study, plain JSON values.
         folder: to write to.
 
     Raises:
         DivergedError: the fine-tuning's loss is not finite.
     """
-    made_from = {"study": study, "trial": picked.number, "fine_tune_steps": settings.steps}
+    settings_hash = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
+    made_from = {
+        "study": study,
+        "settings": settings_hash,
+        "trial": picked.number,
+        "fine_tune_steps": settings.steps,
+    }
     known = _read(folder, made_from, picked)
     if known is not None:
         log.info("finalize: %s already holds trial %d", folder, picked.number)
@@ -101,7 +111,7 @@ def _read(folder: Path, made_from: Mapping[str, Any], picked: FrontPoint) -> Fin
     try:
         entries = read_plan_file(folder)
         same = {key: entries[key] for key in made_from} == dict(made_from)
-        if not same or entries["layers"] != picked.result.plan.to_json():
+        if not same or not (folder / WEIGHTS_FILE).exists() or entries["layers"] != picked.result.plan.to_json():
             return None
         test = entries["test"]
         return Finalized(picked.number, Evaluation(**test["dense"]), Evaluation(**test["factorized"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from ranksearch.config import RunConfig
 from ranksearch.datasets import Splits
 from ranksearch.errors import DivergedError, UserError
 from ranksearch.finalize import Finalized, finalize
-from ranksearch.models import weights_fit
-from ranksearch.problem import calibrate
+from ranksearch.models import is_torchvision, weights_fit
+from ranksearch.problem import Problem, calibrate
 from ranksearch.progress import progress
 from ranksearch.records import finished, front, pick, read_trials
 from ranksearch.search import run_search
@@ -34,7 +34,8 @@ class Job:
 
     Attributes:
         config: of the run.
-        settings: the same as plain JSON values.
+        settings: the same as plain JSON values, with interpolations left as they were written.
+        compared: of these, resolved, what makes two trials comparable.
         device: where it runs.
         splits: the data.
         model: the dense network, on ``device``, not yet trained unless its builder did.
@@ -47,6 +48,7 @@ class Job:
 
     config: RunConfig
     settings: dict[str, Any]
+    compared: dict[str, Any]
     device: torch.device
     splits: Splits
     model: nn.Module
@@ -61,66 +63,94 @@ def run(job: Job) -> None:
     """Do it all, and write what came of it, also when it ends early.
 
     Raises:
-        UserError: the training of the baseline or of the picked plan diverged.
+        UserError: the training of the baseline or of the picked plan diverged, or no trial completed.
         KeyboardInterrupt: the person asked to stop; everything finished is kept.
     """
     config, study = job.config, job.study
-    _train_baseline(job)
-    problem = calibrate(
-        job.model,
-        job.splits,
-        job.space,
-        config.calibration,
-        job.budget,
-        config.fine_tune,
-        config.seed,
-        job.device,
-    )
+    try:
+        _train_baseline(job)
+        problem = calibrate(
+            job.model,
+            job.splits,
+            job.space,
+            config.calibration,
+            job.budget,
+            config.fine_tune,
+            config.seed,
+            job.device,
+        )
+    except DivergedError as error:
+        raise UserError(f"the baseline failed ({error}): lower baseline.learning_rate, or mend its weights") from None
     folder = Path(config.outputs) / config.study.name
     finalized: Finalized | None = None
     try:
-        done = finished(study)
-        log.info("study '%s': %d of %d trials finished", config.study.name, done, config.study.n_trials)
-        with progress("search", config.study.n_trials, done) as shown:
-            run_search(study, problem, config.study, job.proposer, shown.trial)
+        _run_trials(job, problem)
         points = front(read_trials(study))
-        if points:
-            finalized = finalize(problem, config.study.name, pick(points), config.finalize, job.recipe, folder / "best")
-        else:
-            log.warning("no trial completed, so there is nothing to finalize: see trials.csv for the reasons")
+        if not points:
+            raise UserError(_why_none_completed(job))
+        finalized = finalize(
+            problem, config.study.name, pick(points), config.finalize, job.recipe, job.compared, folder / "best"
+        )
     except DivergedError as error:
         raise UserError(f"finalizing failed ({error}), all trials are kept: lower fine_tune.learning_rate") from None
     finally:
-        table = write_artifacts(folder, config, job.settings, problem, read_trials(study), finalized)
+        load_call = _load_call(folder / "best", job)
+        table = write_artifacts(folder, config, job.settings, load_call, problem, read_trials(study), finalized)
         log.info("%s", table)
-        names = ["trials.csv", "front.json", "report.html", *(["best/"] if finalized else [])]
-        log.info("written to %s: %s", folder, ", ".join(names))
+        log.info("written to %s: trials.csv, front.json, report.html%s", folder, ", best/" if finalized else "")
+    log.info("load it with %s", load_call)
+
+
+def _load_call(best: Path, job: Job) -> str:
+    trust = "" if _is_ours(job) else ", trust=True"
+    return f'ranksearch.load("{best}"{trust})'
+
+
+def _is_ours(job: Job) -> bool:
+    return str(job.recipe["_target_"]).startswith("ranksearch.models.")
+
+
+def _run_trials(job: Job, problem: Problem) -> None:
+    settings, records = job.config.study, read_trials(job.study)
+    done = finished(job.study)
+    log.info("study '%s': %d of %d trials finished", settings.name, done, settings.n_trials)
+    if job.config.worker > 0:
+        settings = replace(settings, closed_form_trials=0)  # worker 0 sees to them, or they would be tried twice
+    with progress("search", settings.n_trials, done, records) as shown:
+        run_search(job.study, problem, settings, job.proposer, shown.trial)
+
+
+def _why_none_completed(job: Job) -> str:
+    reasons = [record.reason for record in read_trials(job.study) if record.reason]
+    last = f" (the last: {reasons[-1]})" if reasons else ""
+    return (
+        f"none of {finished(job.study)} trials completed{last}: see trials.csv, mend the cause, take another study.name"
+    )
 
 
 def _train_baseline(job: Job) -> None:
     """Give the dense model the weights that everything is compared with."""
-    config, classes = job.config, job.splits.num_classes
-    settings, weights = config.baseline, config.model.get("weights")
-    architecture = config.model.get("architecture")
-    ready = weights is not None and (architecture is None or weights_fit(architecture, weights, classes))
-    if settings.train == "never" or (settings.train == "auto" and ready):
-        log.info("baseline: the model's own weights (%s)", weights or "as its builder sets them")
-        return
+    config, settings = job.config, job.config.baseline
     name = f"{config.model['name']} on {config.dataset['name']}"
+    weights = config.model.get("weights")
+    if not is_torchvision(config.model):
+        weights, fit = None, False
+    else:
+        fit = weights is not None and weights_fit(config.model["architecture"], weights, job.splits.num_classes)
+    if settings.train == "never" or (settings.train == "auto" and fit):
+        log.info("baseline: the weights that the model comes with (%s)", weights or "from its builder")
+        return
     if weights is None:
         log.info("baseline: no pretrained weights asked for, so %s is trained from scratch", name)
+        if not _is_ours(job):
+            log.info("baseline: baseline.train=never would keep the weights that its builder sets")
+    elif fit:
+        log.info("baseline: %s is trained on from %s, as baseline.train=always asks", name, weights)
     else:
-        log.info("baseline: %s was made for other classes, so %s is trained on from there", weights, name)
-    made_from = {
-        "model": dict(config.model),
-        "dataset": dict(config.dataset),
-        "baseline": vars(settings),
-        "shape": list(job.splits.input_shape),
-        "seed": config.seed,
-    }
+        log.info(
+            "baseline: %s has other classes, so the last layer is new and %s is trained on from there", weights, name
+        )
+    made_from = {"model": dict(config.model), "dataset": job.compared["dataset"], "shape": list(job.splits.input_shape)}
     cache = Path(config.outputs) / "cache"
     with progress("baseline", settings.steps) as shown:
-        try:
-            train_or_read(job.model, job.splits, settings, made_from, cache, config.seed, job.device, shown.step)
-        except DivergedError as error:
-            raise UserError(f"training the baseline failed ({error}): lower baseline.learning_rate") from None
+        train_or_read(job.model, job.splits, settings, made_from, cache, config.seed, job.device, shown.step)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
+from pydoc import ErrorDuringImport, locate
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_model, save
 from torch import nn
 
 from ranksearch.errors import PlanError
 from ranksearch.factorize import factorized_like
-from ranksearch.files import write_bytes, write_json
+from ranksearch.files import read_weights, write_json, write_weights
 from ranksearch.plan import RankPlan
 
 PLAN_FORMAT = "ranksearch.plan/1"
@@ -36,10 +34,8 @@ def save_network(
         recipe: how to build the dense network: ``_target_`` and its arguments.
         facts: further entries of the plan file, plain JSON values.
     """
-    # One entry per name: a tensor with two names is written twice, and tied again when the network is built.
-    state = {name: tensor.detach().clone().contiguous().cpu() for name, tensor in network.state_dict().items()}
     (folder / PLAN_FILE).unlink(missing_ok=True)
-    write_bytes(folder / WEIGHTS_FILE, save(state))
+    write_weights(folder / WEIGHTS_FILE, network)
     entries = {"format": PLAN_FORMAT, "model": dict(recipe), "layers": plan.to_json(), **facts}
     write_json(folder / PLAN_FILE, entries)
 
@@ -81,33 +77,30 @@ def load(folder: str | Path, trust: bool = False) -> nn.Module:
     """
     folder = Path(folder)
     entries = read_plan_file(folder)
-    recipe = dict(entries["model"])
-    builder = _find_builder(str(recipe.pop("_target_", "")), trust)
-    network = factorized_like(builder(**recipe), RankPlan.from_json(entries["layers"]))
-    weights = folder / WEIGHTS_FILE
-    try:
-        load_model(network, weights, strict=True)
-    except FileNotFoundError:
-        raise PlanError(f"{weights} does not exist: keep it beside {PLAN_FILE}") from None
-    except (SafetensorError, RuntimeError) as error:
-        summary = " ".join(str(error).split())[:300]
-        raise PlanError(
-            f"{weights} does not fit {PLAN_FILE} ({summary}): keep the two files of one run together"
-        ) from None
+    network = factorized_like(_make(entries["model"], trust), RankPlan.from_json(entries["layers"]))
+    read_weights(folder / WEIGHTS_FILE, network)
     return network.eval()
 
 
-def _find_builder(target: str, trust: bool) -> Callable[..., nn.Module]:
+def _make(recipe: Any, trust: bool) -> Any:
+    """Call a recipe's builder, after those of the recipes among its arguments."""
+    if isinstance(recipe, list):
+        return [_make(entry, trust) for entry in recipe]
+    if not isinstance(recipe, dict):
+        return recipe
+    arguments = {name: _make(entry, trust) for name, entry in recipe.items() if name != "_target_"}
+    return _find_builder(str(recipe["_target_"]), trust)(**arguments) if "_target_" in recipe else arguments
+
+
+def _find_builder(target: str, trust: bool) -> Callable[..., Any]:
     if not (trust or target.startswith("ranksearch.models.")):
         raise PlanError(
             f"the plan is built by '{target}', which is not part of ranksearch: pass trust=True if you trust it"
         )
-    module, _, name = target.rpartition(".")
     try:
-        builder = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise PlanError(
-            f"the plan's builder '{target}' cannot be imported: put its module on the Python path"
-        ) from None
-    assert callable(builder)
-    return builder  # type: ignore[no-any-return]  # getattr returns Any
+        builder = locate(target)
+    except ErrorDuringImport as error:
+        raise PlanError(f"the plan's builder '{target}' cannot be imported ({error}): mend its module") from None
+    if not callable(builder):
+        raise PlanError(f"the plan's builder '{target}' cannot be found: put its module on the Python path")
+    return builder

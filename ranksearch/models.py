@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import WeightsEnum, get_model, get_model_weights, list_models
@@ -88,12 +91,13 @@ def torchvision_classifier(architecture: str, num_classes: int, weights: str | N
     Raises:
         UserError: a name is unknown, or the weights cannot be downloaded.
     """
-    if architecture not in list_models():
-        close = ", ".join(get_close_matches(architecture, list_models(), n=3)) or "see torchvision.models.list_models()"
+    known = list_models(module=torchvision.models)
+    if architecture not in known:
+        close = ", ".join(get_close_matches(architecture, known, n=3)) or "see torchvision.models.list_models()"
         raise UserError(f"torchvision has no model '{architecture}': use {close}")
     if weights is None:
-        # Inception's two have no weights to overwrite their slow initialization; all others ignore the flag.
-        extra = {"init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
+        # These two otherwise answer with several outputs while they train.
+        extra = {"aux_logits": False, "init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
         network = get_model(architecture, weights=None, num_classes=num_classes, **extra)
         assert isinstance(network, nn.Module)
         return network
@@ -136,3 +140,8 @@ def _replace_head(network: nn.Module, num_classes: int) -> None:
 def weights_fit(architecture: str, weights: str, num_classes: int) -> bool:
     """Whether torchvision's weights were made for this number of classes."""
     return len(find_weights(architecture, weights).meta["categories"]) == num_classes
+
+
+def is_torchvision(recipe: Mapping[str, Any]) -> bool:
+    """Whether a model's recipe is one of `torchvision_classifier`."""
+    return bool(recipe["_target_"] == f"{__name__}.{torchvision_classifier.__name__}")

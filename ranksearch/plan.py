@@ -72,6 +72,19 @@ class LayerSpec:
         """The largest rank that still saves multiply-adds; 0 where none does."""
         return (self.fan_in * self.out_size - 1) // (self.fan_in + self.out_size)
 
+    def require_saving(self, rank: int) -> int:
+        """Give the rank back if it saves multiply-adds.
+
+        Raises:
+            PlanError: it is above the break-even rank.
+        """
+        if rank > self.break_even_rank:
+            raise PlanError(
+                f"latent size {rank} for '{self.name}' exceeds its break-even rank {self.break_even_rank}: "
+                "lower it, or leave the layer dense"
+            )
+        return rank
+
     @property
     def dense_macs(self) -> int:
         """Multiply-accumulates of the dense layer for one example."""

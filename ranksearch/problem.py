@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ranksearch.cost import CostModel, NetworkCost, count_params
 from ranksearch.datasets import Batch, Splits, batches
-from ranksearch.errors import SettingError
+from ranksearch.errors import SettingError, UserError
 from ranksearch.factorize import Decomposition, collect_statistics, decompose, profile_layers
 from ranksearch.space import SearchSpace, SpaceSettings, build_space
 from ranksearch.training import Evaluation, Recipe, evaluate
@@ -108,27 +108,38 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def describe_space(model: nn.Module, splits: Splits, settings: SpaceSettings, cost_model: CostModel) -> SearchSpace:
-    """Find the model's layers and apply the rules; nothing is trained and no image but one is read.
+def describe_space(
+    model: nn.Module, splits: Splits, settings: SpaceSettings, cost_model: CostModel, device: torch.device
+) -> SearchSpace:
+    """See that the model runs on the data, find its layers and apply the rules; nothing is trained.
 
     Raises:
-        UserError: the rules do not fit the model.
+        UserError: the model cannot run on the images, or the rules do not fit it.
     """
     shape = splits.input_shape
-    profile = profile_layers(model, torch.empty(1, *shape))
-    dense = cost_model.network(model, shape)
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(1, *shape, device=device))
+        profile = profile_layers(model, torch.empty(1, *shape))
+        dense = cost_model.network(model, shape)
+    except Exception as error:  # whatever someone's own forward raises
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise UserError(
+            f"the model cannot run on images of shape {list(shape)} ({reason}): mend one of them"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (1, splits.num_classes):
+        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        expected = [1, splits.num_classes]
+        raise UserError(f"the model answers one image with {found}: return logits of shape {expected}")
     cost = NetworkCost(cost_model, dense, {spec.name: spec for spec in profile.layers})
-    names = [*cost.layers, *profile.skipped]
-    space = build_space(settings, profile.layers, names, cost)
-    searched = {layer.spec.name for layer in space.layers}
-    log.info(
-        "model: %.2f M MACs, %.3f M params; %d layers searched, %d kept dense by the space, %d cannot be factorized",
-        dense / 1e6,
-        count_params(model) / 1e6,
-        len(searched),
-        len(cost.layers) - len(searched),
-        len(profile.skipped),
-    )
+    space = build_space(settings, profile, cost)
+    log.info("model: %.2f M MACs, %.3f M params", dense / 1e6, count_params(model) / 1e6)
+    kept = len(profile.layers) - len(space.layers)
+    log.info("space: %d layers searched, %d kept dense by its rules", len(space.layers), kept)
+    for reason in dict.fromkeys(profile.skipped.values()):
+        names = [name for name, why in profile.skipped.items() if why == reason]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        log.info("space: '%s'%s left dense: %s", names[0], more, reason)
     return space
 
 
@@ -155,10 +166,13 @@ def calibrate(
         device: where everything runs.
     """
     start = time.perf_counter()
+    torch.manual_seed(seed)  # of random augmentation
     images = tuple(
         inputs
         for inputs, _ in batches(splits.train, settings.batch_size, device, splits.workers, limit=settings.images)
     )
+    if len(images) > 1 and len(images[-1]) < settings.batch_size:
+        images = images[:-1]  # BatchNorm would weigh a few images like a full batch, and cannot use a single one
     names = [layer.spec.name for layer in space.layers]
     statistics = collect_statistics(model, images, names)
     decompositions = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class Progress:
     """A bar over steps or trials, which log lines do not tear."""
 
-    def __init__(self, what: str, total: int, done: int = 0) -> None:
+    def __init__(self, what: str, total: int, done: int, known: Sequence[TrialRecord]) -> None:
         self._what = what
         self._total = total
         self._done = done
@@ -28,7 +28,7 @@ class Progress:
         self._bar: tqdm[NoReturn] = tqdm(
             total=total, initial=done, desc=what, disable=not self._terminal, dynamic_ncols=True, leave=False
         )
-        self._best: TrialRecord | None = None
+        self._best = max((record for record in known if record.feasible), key=_rank, default=None)
         self._start = time.monotonic()
         self._new = 0
 
@@ -79,10 +79,17 @@ def _describe(record: TrialRecord) -> str:
 
 
 @contextmanager
-def progress(what: str, total: int, done: int = 0) -> Iterator[Progress]:
-    """Show progress inside the block."""
+def progress(what: str, total: int, done: int = 0, known: Sequence[TrialRecord] = ()) -> Iterator[Progress]:
+    """Show progress inside the block.
+
+    Args:
+        what: is going on.
+        total: steps or trials.
+        done: of them, before the block.
+        known: the trials among these.
+    """
     with logging_redirect_tqdm():
-        shown = Progress(what, total, done)
+        shown = Progress(what, total, done, known)
         try:
             yield shown
         finally:

@@ -99,6 +99,7 @@ def write_report(
     records: Sequence[TrialRecord],
     points: Sequence[FrontPoint],
     finalized: Finalized | None,
+    load_call: str,
     settings: Mapping[str, Any],
     notes: Mapping[str, str],
 ) -> None:
@@ -111,6 +112,7 @@ def write_report(
         records: all trials.
         points: the front, by rising MACs.
         finalized: the picked plan's end, if it came to that.
+        load_call: what loads the picked network.
         settings: of the run, plain JSON values.
         notes: label -> text, said beside the figures: splits, fine-tuning steps, seeds.
     """
@@ -144,8 +146,7 @@ def write_report(
         )
         parts.append(_figure(to_svg(draw_heat_map(problem, points)), "All plans of the front."))
     if finalized:
-        folder = f"outputs/{study}/best"
-        code = f'import ranksearch\nnetwork = ranksearch.load("{folder}")'
+        code = f"import ranksearch\nnetwork = {load_call}"
         parts.append(f"<h2>Load the picked network</h2><pre>{escape(code)}</pre>")
     parts.append(f"<h2>Settings</h2><pre>{escape(json.dumps(settings, indent=2))}</pre>")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(study)}</title>'

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from optuna import Study
+from optuna import Study, Trial
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from ranksearch.space import LayerSpace, SearchSpace
+from ranksearch.space import SearchSpace
 
 
-def distribution(layer: LayerSpace) -> IntDistribution:
-    """A layer's choices as Optuna sees them."""
-    return IntDistribution(layer.low, layer.largest_value, step=layer.step)
+def suggest(trial: Trial, space: SearchSpace) -> dict[str, int]:
+    """Ask a trial for one int per layer."""
+    return {
+        layer.spec.name: trial.suggest_int(layer.spec.name, layer.low, layer.largest_value, step=layer.step)
+        for layer in space.layers
+    }
 
 
 class FeasibleSampler(BaseSampler):
@@ -36,7 +39,7 @@ class FeasibleSampler(BaseSampler):
         self._space = space
         self._budget = budget
         self._distributions: dict[str, BaseDistribution] = {
-            layer.spec.name: distribution(layer) for layer in space.layers
+            layer.spec.name: IntDistribution(layer.low, layer.largest_value, step=layer.step) for layer in space.layers
         }
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ from ranksearch.errors import DivergedError, SettingError, UserError
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.records import CLOSED_FORM, INTERRUPTED, REASON, RESULT, TrialRecord, finished, read_trial
-from ranksearch.sampler import FeasibleSampler
+from ranksearch.sampler import FeasibleSampler, suggest
 from ranksearch.space import SearchSpace
 from ranksearch.trial import evaluate_plan
 
@@ -42,6 +42,8 @@ class StudySettings:
     closed_form_trials: int = 8
 
     def __post_init__(self) -> None:
+        if not self.name or {"/", "\\"} & set(self.name) or self.name in (".", ".."):
+            raise SettingError("name", self.name, "cannot name a folder: use a name without slashes")
         if self.n_trials < 1:
             raise SettingError("n_trials", self.n_trials, "leaves nothing to do: use 1 or more")
         if self.closed_form_trials < 0:
@@ -119,6 +121,20 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix}: {old} before, {new} now"]
 
 
+def check_sampler(proposer: BaseSampler, space: SearchSpace, budget: int) -> None:
+    """See that a sampler can serve a study like ours, on one that is thrown away.
+
+    Raises:
+        SettingError: it cannot.
+    """
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=FeasibleSampler(proposer, space, budget))
+    try:
+        suggest(study.ask(), space)
+    except (ValueError, NotImplementedError) as error:
+        name, reason = type(proposer).__name__, str(error).splitlines()[0]
+        raise SettingError("sampler", name, f"cannot serve two objectives ({reason}): choose another") from None
+
+
 def closed_form_plans(problem: Problem, count: int) -> list[RankPlan]:
     """The plans of least truncation error at several budgets, from the constraint's downwards, each once.
 
@@ -154,26 +170,21 @@ def run_search(
     for plan in closed_form_plans(problem, settings.closed_form_trials)[: settings.n_trials]:
         study.enqueue_trial(problem.space.values(plan), user_attrs={CLOSED_FORM: True}, skip_if_exists=True)
 
-    def tell(study: Study, trial: FrozenTrial) -> None:
+    def tell(_: Study, trial: FrozenTrial) -> None:
         on_trial(read_trial(trial))
-        if finished(study) >= settings.n_trials:
-            study.stop()
 
-    while (missing := settings.n_trials - finished(study)) > 0:
-        study.optimize(lambda trial: _objective(study, trial, problem), n_trials=missing, callbacks=[tell])
+    # One at a time, for others may work on the same study.
+    while finished(study) < settings.n_trials:
+        study.optimize(lambda trial: _objective(study, trial, problem), n_trials=1, callbacks=[tell])
 
 
 def _objective(study: Study, trial: Trial, problem: Problem) -> tuple[float, float]:
     try:
-        values = {
-            layer.spec.name: trial.suggest_int(layer.spec.name, layer.low, layer.largest_value, step=layer.step)
-            for layer in problem.space.layers
-        }
-        return _score(trial, values, problem)
+        return _score(trial, suggest(trial, problem.space), problem)
     except KeyboardInterrupt:
         trial.set_user_attr(REASON, INTERRUPTED)
         if len(trial.params) == len(problem.space.layers):
-            # The plan is not lost: the next run starts with it.
+            # The plan is not lost: a later run takes it up.
             study.enqueue_trial(trial.params, user_attrs={CLOSED_FORM: trial.user_attrs.get(CLOSED_FORM, False)})
         raise
 

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from ranksearch.allocation import LayerOptions, allocate
 from ranksearch.cost import NetworkCost
 from ranksearch.errors import SettingError, UserError
+from ranksearch.factorize import LayerProfile
 from ranksearch.plan import LayerChoice, LayerSpec, RankPlan, resolve_latent_size
 
 
@@ -192,14 +193,9 @@ class SearchSpace:
 
 def _choices(spec: LayerSpec, rule: Rule) -> LayerSpace:
     limit = spec.break_even_rank
-    low = resolve_latent_size(rule.low, spec.in_size, spec.out_size)
+    low = spec.require_saving(resolve_latent_size(rule.low, spec.in_size, spec.out_size))
     step = resolve_latent_size(rule.step, spec.in_size, spec.out_size)
     high = limit if rule.high is None else min(limit, resolve_latent_size(rule.high, spec.in_size, spec.out_size))
-    if low > limit:
-        raise UserError(
-            f"latent size {low} for '{spec.name}' exceeds its break-even rank {limit}: "
-            "lower it, or leave the layer dense"
-        )
     if low > high:
         raise UserError(
             f"space rule '{rule.match}' gives '{spec.name}' low={low} above high={high}: lower low, or raise high"
@@ -207,33 +203,24 @@ def _choices(spec: LayerSpec, rule: Rule) -> LayerSpace:
     return LayerSpace(spec, low, low + (high - low) // step * step, step, rule.dense)
 
 
-def build_space(
-    settings: SpaceSettings, layers: Sequence[LayerSpec], all_names: Sequence[str], cost: NetworkCost
-) -> SearchSpace:
+def build_space(settings: SpaceSettings, profile: LayerProfile, cost: NetworkCost) -> SearchSpace:
     """Apply the rules to a model's layers.
 
     Args:
         settings: the rules.
-        layers: that can be factorized, in the order of their first call.
-        all_names: of every convolution and linear layer, also those that cannot be factorized: a rule may name them.
+        profile: the model's layers; a rule may also name those that cannot be factorized, to keep them dense.
         cost: of the network.
 
     Raises:
         UserError: a rule matches no layer or asks for sizes that a layer cannot have, or no layer is left.
     """
     for rule in settings.rules:
-        if not any(fnmatchcase(name, rule.match) for name in all_names):
-            close = get_close_matches(rule.match, all_names, n=3, cutoff=0.0)
-            raise UserError(f"space rule '{rule.match}' matches no layer: did you mean {', '.join(map(repr, close))}?")
-    convolutions = [spec.name for spec in layers if spec.kind == "conv2d"]
-    linears = [spec.name for spec in layers if spec.kind == "linear"]
-    kept = set()
-    if settings.stem == "dense" and convolutions:
-        kept.add(convolutions[0])
-    if settings.classifier == "dense" and linears:
-        kept.add(linears[-1])
+        _check_rule(rule, profile)
+    kept = {profile.stem} if settings.stem == "dense" else set()
+    if settings.classifier == "dense":
+        kept.add(profile.classifier)
     searched = []
-    for spec in layers:
+    for spec in profile.layers:
         matching = next((rule for rule in settings.rules if fnmatchcase(spec.name, rule.match)), None)
         if matching is None and spec.name in kept:
             continue
@@ -243,3 +230,16 @@ def build_space(
     if not searched:
         raise UserError("the space keeps every layer dense, so there is nothing to search: let a rule free some layers")
     return SearchSpace(tuple(searched), cost)
+
+
+def _check_rule(rule: Rule, profile: LayerProfile) -> None:
+    names = [*(spec.name for spec in profile.layers), *profile.skipped]
+    matched = [name for name in names if fnmatchcase(name, rule.match)]
+    if not matched:
+        close = get_close_matches(rule.match, names, n=3, cutoff=0.0)
+        raise UserError(f"space rule '{rule.match}' matches no layer: did you mean {', '.join(map(repr, close))}?")
+    if rule.keep is None and all(name in profile.skipped for name in matched):
+        raise UserError(
+            f"space rule '{rule.match}' matches only layers that cannot be factorized "
+            f"('{matched[0]}': {profile.skipped[matched[0]]}): take it out, or give it keep: dense"
+        )

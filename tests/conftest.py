@@ -45,7 +45,7 @@ def trained(splits: Splits) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def base_problem(splits: Splits, trained: nn.Module) -> Problem:
-    space = describe_space(trained, splits, SpaceSettings(), MacsCost())
+    space = describe_space(trained, splits, SpaceSettings(), MacsCost(), CPU)
     budget = Constraint(1.5).budget(space)
     return calibrate(
         trained, splits, space, CalibrationSettings(256, 64), budget, Recipe(2, learning_rate=0.01), 0, CPU

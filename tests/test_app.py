@@ -127,6 +127,7 @@ def test_the_report_stands_alone_and_shows_front_and_layers(
     assert "script" not in links.tags
     assert "layer3.0.conv2" in page
     assert f"ranksearch.load(&quot;outputs/{STUDY}/best&quot;)" in page
+    assert f'load it with ranksearch.load("outputs/{STUDY}/best")' in ran[1].stdout
 
 
 def test_running_again_continues_and_reads_neither_baseline_nor_test_split_again(tmp_path: Path) -> None:
@@ -225,9 +226,19 @@ BAD = {
     "model.depth=21": r"model.depth=21 is not 6n \+ 2",
     "device=quantum": r"device=quantum cannot be used",
     "task=dance": r"task=dance is unknown: use search",
-    "model._target_=collections.Counter ~model.depth": r"model._target_=collections.Counter returns Counter: return a",
-    "dataset._target_=collections.Counter": r"dataset._target_=collections.Counter returns Counter: return",
-    "seed=-1": r"seed=-1 is negative",
+    "model._target_=collections.Counter ~model.depth": r"_target_=collections.Counter gives a Counter: it must",
+    "dataset._target_=collections.Counter": r"collections.Counter gives a Counter: it must give a Splits",
+    "seed=-1": r"seed=-1 is out of range: use 0 to",
+    "seed=99999999999999999999": r"seed=99999999999999999999 is out of range",
+    "dataset.image_size=big": r"dataset: ranksearch.datasets.digits failed",
+    "fine_tune.label_smoothing=2": r"fine_tune.label_smoothing=2.0 is out of range: use 0 to 1",
+    "study.name=../elsewhere": r"study.name=../elsewhere cannot name a folder",
+    "sampler=random sampler._target_=optuna.samplers.CmaEsSampler": r"sampler=CmaEsSampler cannot serve two objectives",
+    "storage._target_=builtins.dict": r"storage._target_=builtins.dict gives a dict: it must give a BaseStorage",
+    "cost._target_=builtins.dict": r"cost._target_=builtins.dict gives a dict: it must give a CostModel",
+    "outputs=/proc/nowhere": r"/proc/nowhere\S* cannot be written",
+    "~model._target_": r"model has no _target_",
+    "space.rules=[{match: conv1, low: 40}]": r"latent size 40 for 'conv1' exceeds its break-even rank",
     "model=resnet50 model.weights=IMAGENET1K_V9": r"IMAGENET1K_V9 is unknown for resnet50: use one of IMAGENET1K_V1",
 }
 
@@ -283,6 +294,28 @@ def test_a_wrong_command_shows_no_traceback(tmp_path: Path) -> None:
 
 def test_a_diverging_fine_tuning_fails_the_trials_and_says_so(tmp_path: Path) -> None:
     done = call(tmp_path, "fine_tune.learning_rate=1e30", "fine_tune.max_gradient_norm=1e30")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2
     assert [row[1] for row in scores(tmp_path)] == ["FAIL"] * 3
-    assert "no trial completed" in done.stdout
+    assert re.fullmatch(r"ranksearch: none of 3 trials completed \(the last: the loss .*\n", done.stderr)
+
+
+def test_what_stands_behind_the_environment_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    done = call(tmp_path, "storage.path=${oc.env:SECRET}.db", "study.n_trials=1")
+    assert done.returncode == 0, done.stderr
+    texts = [
+        file for file in (tmp_path / "outputs").rglob("*") if file.suffix in (".html", ".json", ".yaml", ".log", ".csv")
+    ]
+    assert len(texts) > 5
+    assert not any("hunter2" in file.read_text() for file in texts)
+
+
+def test_a_network_that_is_not_whole_is_made_again(tmp_path: Path) -> None:
+    assert call(tmp_path, "study.n_trials=1").returncode == 0
+    weights = tmp_path / "outputs" / STUDY / "best" / "model.safetensors"
+    weights.unlink()
+    assert call(tmp_path, "study.n_trials=1").returncode == 0
+    assert weights.exists()
+    (tmp_path / "outputs" / "ranksearch.db").unlink()
+    done = call(tmp_path, "study.n_trials=1", "fine_tune.learning_rate=0.03")
+    assert "finalize: fine-tuning trial 0" in done.stdout

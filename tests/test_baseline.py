@@ -11,6 +11,7 @@ from torch import nn
 
 from ranksearch.baseline import train_or_read
 from ranksearch.datasets import Splits
+from ranksearch.errors import DivergedError
 from ranksearch.models import cifar_resnet
 from ranksearch.training import Recipe
 
@@ -31,7 +32,7 @@ def equal(first: nn.Module, second: nn.Module) -> bool:
 
 def test_the_second_time_the_same_weights_are_read(splits: Splits, tmp_path: Path) -> None:
     first, trained = obtain(splits, tmp_path, depth=8)
-    second, again = obtain(splits, tmp_path, seed=1, depth=8)
+    second, again = obtain(splits, tmp_path, depth=8)
     assert (trained, again) == (3, 0)
     assert equal(first, second)
     assert not second.training
@@ -40,7 +41,17 @@ def test_the_second_time_the_same_weights_are_read(splits: Splits, tmp_path: Pat
 def test_other_settings_have_a_baseline_of_their_own(splits: Splits, tmp_path: Path) -> None:
     obtain(splits, tmp_path, depth=8)
     assert obtain(splits, tmp_path, depth=9)[1] == 3
-    assert len(list(tmp_path.iterdir())) == 2
+    assert obtain(splits, tmp_path, seed=1, depth=8)[1] == 3
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_baseline_that_diverged_is_not_kept(splits: Splits, tmp_path: Path) -> None:
+    recipe = Recipe(steps=1, learning_rate=1e30, max_gradient_norm=1e30)
+    with pytest.raises(DivergedError):
+        train_or_read(
+            cifar_resnet(8, 10), splits, recipe, {}, tmp_path, 0, torch.device("cpu"), lambda step, loss: None
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_file_is_trained_anew(splits: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -50,5 +61,5 @@ def test_a_damaged_file_is_trained_anew(splits: Splits, tmp_path: Path, caplog: 
     with caplog.at_level(logging.WARNING):
         second, trained = obtain(splits, tmp_path, depth=8)
     assert trained == 3
-    assert "training it again" in caplog.text
+    assert "does not fit the network" in caplog.text
     assert equal(first, second)

@@ -9,8 +9,9 @@ import pytest
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from ranksearch.cost import MacsCost, NetworkCost
+from ranksearch.factorize import LayerProfile
 from ranksearch.plan import LayerSpec
-from ranksearch.sampler import FeasibleSampler
+from ranksearch.sampler import FeasibleSampler, suggest
 from ranksearch.space import SearchSpace, SpaceSettings, build_space
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
@@ -28,17 +29,14 @@ pytestmark = [
 def deep_space(layers: int) -> SearchSpace:
     specs = tuple(LayerSpec(f"layer{n}", "conv2d", 64, 64, 16, (3, 3)) for n in range(layers))
     cost = NetworkCost(MacsCost(), sum(spec.dense_macs for spec in specs), {spec.name: spec for spec in specs})
-    return build_space(SpaceSettings(stem="search"), specs, list(cost.layers), cost)
+    return build_space(SpaceSettings(), LayerProfile(specs, {}, None, None), cost)
 
 
 def run(sampler: BaseSampler, space: SearchSpace, trials: int) -> optuna.Study:
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
-        values = {
-            layer.spec.name: trial.suggest_int(layer.spec.name, layer.low, layer.largest_value, step=layer.step)
-            for layer in space.layers
-        }
+        values = suggest(trial, space)
         return -sum(values.values()) % 7, space.cost.of(space.plan(values))
 
     study.optimize(objective, n_trials=trials)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ranksearch.cost import MacsCost, NetworkCost
 from ranksearch.errors import UserError
+from ranksearch.factorize import LayerProfile
 from ranksearch.plan import LayerSpec
 from ranksearch.search import Constraint
 from ranksearch.space import Rule, SearchSpace, SpaceSettings, build_space
@@ -21,12 +22,12 @@ SPECS = (
     LayerSpec("mlp.0", "linear", 64, 48, 1),
     LayerSpec("fc", "linear", 48, 10, 1),
 )
-NAMES = [*(spec.name for spec in SPECS), "grouped"]
+PROFILE = LayerProfile(SPECS, {"grouped": "grouped convolution (4 groups)"}, stem="stem", classifier="fc")
 COST = NetworkCost(MacsCost(), sum(spec.dense_macs for spec in SPECS) + 1000, {spec.name: spec for spec in SPECS})
 
 
 def space(**settings: object) -> SearchSpace:
-    return build_space(SpaceSettings(**settings), SPECS, NAMES, COST)  # type: ignore[arg-type]
+    return build_space(SpaceSettings(**settings), PROFILE, COST)  # type: ignore[arg-type]
 
 
 def searched(**settings: object) -> list[str]:
@@ -67,8 +68,18 @@ def test_the_first_rule_that_matches_decides() -> None:
     assert layers["mlp.0"].low == 7
 
 
-def test_a_rule_may_name_a_layer_that_cannot_be_factorized() -> None:
+def test_a_rule_may_keep_a_layer_dense_that_cannot_be_factorized() -> None:
     assert searched(rules=[Rule("grouped", keep="dense")]) == searched()
+    with pytest.raises(
+        UserError, match=r"'group\*' matches only layers that cannot be factorized \('grouped': grouped"
+    ):
+        space(rules=[Rule("group*", low=4)])
+
+
+def test_the_stem_and_the_classifier_are_those_that_run_first_and_last() -> None:
+    profile = LayerProfile(SPECS, {"pixels": "too small", "out": "too small"}, stem="pixels", classifier="out")
+    layers = build_space(SpaceSettings(), profile, COST).layers
+    assert [layer.spec.name for layer in layers] == [spec.name for spec in SPECS]
 
 
 @pytest.mark.parametrize("match", ["layer1.0.conv3", "layer1.*.conv3", "later1.*"])

@@ -11,19 +11,8 @@ from ranksearch.errors import PlanError
 from ranksearch.plan import LayerSpec, resolve_latent_size
 
 
-def _resolve_saving(size: float, spec: LayerSpec) -> int:
-    """Resolve a latent size and refuse one that saves nothing.
-
-    Raises:
-        PlanError: the size is above the layer's break-even rank.
-    """
-    rank = resolve_latent_size(size, spec.in_size, spec.out_size)
-    if rank > spec.break_even_rank:
-        raise PlanError(
-            f"latent size {rank} for {spec.name} exceeds its break-even rank {spec.break_even_rank}: "
-            "lower it, or leave the layer dense"
-        )
-    return rank
+def _rank(size: float, spec: LayerSpec) -> int:
+    return spec.require_saving(resolve_latent_size(size, spec.in_size, spec.out_size))
 
 
 class FactorizedConv2d(nn.Module):
@@ -55,8 +44,8 @@ class FactorizedConv2d(nn.Module):
         if kwargs.get("groups", 1) != 1:
             raise PlanError(f"groups={kwargs['groups']} cannot be factorized: leave grouped convolutions dense")
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        spec = LayerSpec("this convolution", "conv2d", in_channels, out_channels, 1, (height, width))
-        latent = _resolve_saving(latent_channels, spec)
+        spec = LayerSpec("convolution", "conv2d", in_channels, out_channels, 1, (height, width))
+        latent = _rank(latent_channels, spec)
         bias = kwargs.pop("bias", True)
         tensor_options = {key: kwargs[key] for key in ("device", "dtype") if key in kwargs}
         self.module0 = nn.Conv2d(in_channels, latent, (height, width), bias=False, **kwargs)
@@ -110,8 +99,8 @@ class FactorizedLinear(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        spec = LayerSpec("this linear layer", "linear", in_features, out_features, 1)
-        latent = _resolve_saving(latent_features, spec)
+        spec = LayerSpec("linear layer", "linear", in_features, out_features, 1)
+        latent = _rank(latent_features, spec)
         self.module0 = nn.Linear(in_features, latent, bias=False, **kwargs)
         self.module1 = nn.Linear(latent, out_features, bias=bias, **kwargs)
 

@@ -23,10 +23,14 @@ class LayerProfile:
     Attributes:
         layers: the shape of every layer that can be factorized, in the order of their first call.
         skipped: name -> reason, of every other convolution and linear layer.
+        stem: the first convolution that is called, whether it can be factorized or not.
+        classifier: the last linear layer that is called.
     """
 
     layers: tuple[LayerSpec, ...]
     skipped: Mapping[str, str]
+    stem: str | None
+    classifier: str | None
 
 
 def _describe(name: str, module: nn.Module, positions: int) -> LayerSpec:
@@ -70,7 +74,8 @@ def profile_layers(model: nn.Module, example: Tensor) -> LayerProfile:
             order[name] = None
 
         module.register_forward_hook(count)
-    with _evaluating(ghost):
+    # What forward makes by itself, such as positions to embed, must then be on the meta device as well.
+    with _evaluating(ghost), torch.device("meta"):
         ghost(example.to("meta"))
     skipped = {}
     for name, module in found.items():
@@ -78,7 +83,9 @@ def profile_layers(model: nn.Module, example: Tensor) -> LayerProfile:
         if reason is not None:
             skipped[name] = reason
     layers = tuple(_describe(name, found[name], rows[name] // len(example)) for name in order if name not in skipped)
-    return LayerProfile(layers, skipped)
+    convolutions = [name for name in order if isinstance(found[name], nn.Conv2d)]
+    linears = [name for name in order if isinstance(found[name], nn.Linear)]
+    return LayerProfile(layers, skipped, next(iter(convolutions), None), next(reversed(linears), None))
 
 
 def _empty_twin(module: nn.Module, latent_size: int) -> FactorizedConv2d | FactorizedLinear:
@@ -119,12 +126,7 @@ def _layer_to_replace(model: nn.Module, name: str, latent_size: int) -> nn.Modul
     reason = _reason_to_skip(module, calls=1)
     if reason is not None:
         raise PlanError(f"'{name}' cannot be factorized ({reason}): leave it dense")
-    limit = _describe(name, module, 1).break_even_rank
-    if latent_size > limit:
-        raise PlanError(
-            f"latent size {latent_size} for '{name}' exceeds its break-even rank {limit}: "
-            "lower it, or leave the layer dense"
-        )
+    _describe(name, module, 1).require_saving(latent_size)
     return module
 
 
