@@ -48,6 +48,7 @@ class LayerSpec:
         out_size: output channels or features.
         positions: outputs of ``out_size`` numbers that the layer computes for one example, over all its calls.
         kernel_size: height and width; ``(1, 1)`` for linear layers.
+        groups: of a convolution; every group is factorized by itself, so its latent size is a multiple of them.
     """
 
     name: str
@@ -56,28 +57,42 @@ class LayerSpec:
     out_size: int
     positions: int
     kernel_size: tuple[int, int] = (1, 1)
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        for what in ("in_size", "out_size", "positions"):
+        for what in ("in_size", "out_size", "positions", "groups"):
             if getattr(self, what) < 1:
                 raise PlanError(f"{what} {getattr(self, what)} of '{self.name}' must be at least 1")
+        if self.in_size % self.groups or self.out_size % self.groups:
+            raise PlanError(f"groups {self.groups} of '{self.name}' must divide {self.in_size} and {self.out_size}")
 
     @property
     def fan_in(self) -> int:
         """Numbers that one output is computed from."""
-        return self.in_size * prod(self.kernel_size)
+        return self.in_size // self.groups * prod(self.kernel_size)
 
     @property
     def break_even_rank(self) -> int:
         """The largest rank that still saves multiply-adds; 0 where none does."""
-        return (self.fan_in * self.out_size - 1) // (self.fan_in + self.out_size)
+        out = self.out_size // self.groups
+        return self.groups * ((self.fan_in * out - 1) // (self.fan_in + out))
+
+    def rank(self, size: float) -> int:
+        """The rank of a latent size as users write it; fractions and ints are rounded down to whole groups."""
+        rank = resolve_latent_size(size, self.in_size, self.out_size)
+        return max(self.groups, rank // self.groups * self.groups)
 
     def require_saving(self, rank: int) -> int:
         """Give the rank back if it saves multiply-adds.
 
         Raises:
-            PlanError: it is above the break-even rank.
+            PlanError: it is above the break-even rank, or no multiple of the groups.
         """
+        if rank % self.groups:
+            raise PlanError(
+                f"latent size {rank} for '{self.name}' is no multiple of its {self.groups} groups: "
+                f"use {self.rank(rank)}"
+            )
         if rank > self.break_even_rank:
             raise PlanError(
                 f"latent size {rank} for '{self.name}' exceeds its break-even rank {self.break_even_rank}: "
@@ -92,7 +107,7 @@ class LayerSpec:
 
     def macs_at(self, rank: int) -> int:
         """Multiply-accumulates of the factorized layer for one example."""
-        return rank * (self.fan_in + self.out_size) * self.positions
+        return rank * (self.fan_in + self.out_size // self.groups) * self.positions
 
 
 @dataclass(frozen=True)

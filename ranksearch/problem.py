@@ -175,9 +175,11 @@ def calibrate(
         images = images[:-1]  # BatchNorm would weigh a few images like a full batch, and cannot use a single one
     names = [layer.spec.name for layer in space.layers]
     statistics = collect_statistics(model, images, names)
-    decompositions = {
-        name: decompose(statistics[name], model.get_submodule(name).get_parameter("weight")) for name in names
-    }
+    decompositions = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        decompositions[name] = decompose(layer, statistics[name])
     log.info(
         "calibration: %d layers from %d images in %.1f s",
         len(names),

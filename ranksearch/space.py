@@ -193,9 +193,8 @@ class SearchSpace:
 
 def _choices(spec: LayerSpec, rule: Rule) -> LayerSpace:
     limit = spec.break_even_rank
-    low = spec.require_saving(resolve_latent_size(rule.low, spec.in_size, spec.out_size))
-    step = resolve_latent_size(rule.step, spec.in_size, spec.out_size)
-    high = limit if rule.high is None else min(limit, resolve_latent_size(rule.high, spec.in_size, spec.out_size))
+    low, step = spec.require_saving(spec.rank(rule.low)), spec.rank(rule.step)
+    high = limit if rule.high is None else min(limit, spec.rank(rule.high))
     if low > high:
         raise UserError(
             f"space rule '{rule.match}' gives '{spec.name}' low={low} above high={high}: lower low, or raise high"

@@ -14,14 +14,23 @@ from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
 sizes = st.integers(1, 64)
 
 
-@given(sizes, sizes, st.integers(1, 5), st.integers(1, 5), st.integers(1, 50))
+@given(sizes, sizes, st.integers(1, 5), st.integers(1, 5), st.integers(1, 50), st.integers(1, 8))
 def test_break_even_is_the_largest_rank_that_saves(
-    wide: int, narrow: int, height: int, width: int, positions: int
+    wide: int, narrow: int, height: int, width: int, positions: int, groups: int
 ) -> None:
-    spec = LayerSpec("any", "conv2d", wide, narrow, positions, (height, width))
+    spec = LayerSpec("any", "conv2d", wide * groups, narrow * groups, positions, (height, width), groups)
     rank = spec.break_even_rank
+    assert rank % groups == 0
     assert spec.macs_at(rank) < spec.dense_macs
-    assert spec.macs_at(rank + 1) >= spec.dense_macs
+    assert spec.macs_at(rank + groups) >= spec.dense_macs
+
+
+@given(sizes, sizes, st.integers(1, 8), st.one_of(st.integers(1, 600), st.floats(0.001, 0.999)))
+def test_ranks_are_whole_groups_and_at_least_one_of_each(wide: int, narrow: int, groups: int, size: float) -> None:
+    rank = LayerSpec("any", "conv2d", wide * groups, narrow * groups, 1, (3, 3), groups).rank(size)
+    assert rank % groups == 0
+    assert groups <= rank
+    assert rank <= max(groups, size if isinstance(size, int) else size * min(wide, narrow) * groups)
 
 
 @given(st.dictionaries(st.text(min_size=1), st.integers(1, 512)))

@@ -19,6 +19,7 @@ SPECS = (
     LayerSpec("stem", "conv2d", 3, 32, 64, (7, 7)),
     LayerSpec("layer1.0.conv1", "conv2d", 32, 32, 64, (3, 3)),
     LayerSpec("layer1.0.conv2", "conv2d", 32, 64, 16, (1, 1)),
+    LayerSpec("layer2.0.grouped", "conv2d", 64, 64, 16, (3, 3), 4),
     LayerSpec("mlp.0", "linear", 64, 48, 1),
     LayerSpec("fc", "linear", 48, 10, 1),
 )
@@ -54,7 +55,7 @@ def test_choices_stay_within_the_rule_and_the_break_even_rank(
 
 
 def test_stem_and_classifier_stay_dense_unless_asked_for() -> None:
-    assert searched() == ["layer1.0.conv1", "layer1.0.conv2", "mlp.0"]
+    assert searched() == ["layer1.0.conv1", "layer1.0.conv2", "layer2.0.grouped", "mlp.0"]
     assert "stem" in searched(stem="search")
     assert "fc" in searched(classifier="search")
     assert "fc" in searched(rules=[Rule("fc")])
@@ -63,7 +64,8 @@ def test_stem_and_classifier_stay_dense_unless_asked_for() -> None:
 def test_the_first_rule_that_matches_decides() -> None:
     rules = [Rule("layer1.0.conv1", low=5, high=5), Rule("layer1.*", keep="dense"), Rule("mlp.*", low=7)]
     layers = {layer.spec.name: layer for layer in space(rules=rules).layers}
-    assert set(layers) == {"layer1.0.conv1", "mlp.0"}
+    assert set(layers) == {"layer1.0.conv1", "layer2.0.grouped", "mlp.0"}
+    assert all(size % 4 == 0 for size in layers["layer2.0.grouped"].latent_sizes if size is not None)
     assert layers["layer1.0.conv1"].latent_sizes == (5, None)
     assert layers["mlp.0"].low == 7
 

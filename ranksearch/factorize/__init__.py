@@ -1,8 +1,9 @@
 """Low-rank factorization of trained layers: torch only, usable on its own."""
 
-from ranksearch.factorize.calibration import collect_statistics, recalibrate_batchnorm
-from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear
-from ranksearch.factorize.solver import Decomposition, Factors, OutputStatistics, decompose
+from ranksearch.factorize.calibration import collect_sensitivities, collect_statistics, recalibrate_batchnorm
+from ranksearch.factorize.decomposition import Decomposition, Factors, LayerStatistics, Moments, decompose
+from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear, factorizing_could_speedup
+from ranksearch.factorize.solver import LowRankSolution, factorize_conv2d, factorize_matrix
 from ranksearch.factorize.surgery import LayerProfile, factorize_model, factorized_like, profile_layers
 
 __all__ = [
@@ -11,11 +12,17 @@ __all__ = [
     "FactorizedLinear",
     "Factors",
     "LayerProfile",
-    "OutputStatistics",
+    "LayerStatistics",
+    "LowRankSolution",
+    "Moments",
+    "collect_sensitivities",
     "collect_statistics",
     "decompose",
+    "factorize_conv2d",
+    "factorize_matrix",
     "factorize_model",
     "factorized_like",
+    "factorizing_could_speedup",
     "profile_layers",
     "recalibrate_batchnorm",
 ]

@@ -1,50 +1,22 @@
-"""What is learned from a few training batches: output statistics before factorizing, BatchNorm's after it."""
+"""What is learned from a few batches: layer statistics before factorizing, BatchNorm's after it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
-from ranksearch.factorize.solver import OutputStatistics
-
-
-class _RunningMoments:
-    """Mean and covariance of rows that arrive in batches, merged pairwise on the CPU (Chan et al., 1979)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(())
-        self.scatter = torch.zeros(())
-
-    def add(self, rows: Tensor) -> None:
-        """Take in `[N, out]`."""
-        rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-        count = len(rows)
-        if count == 0:
-            return
-        batch_mean = rows.mean(0)
-        centred = rows - batch_mean
-        batch_mean, scatter = batch_mean.cpu().double(), (centred.T @ centred).cpu().double()
-        if self.count == 0:
-            self.count, self.mean, self.scatter = count, batch_mean, scatter
-            return
-        shift = batch_mean - self.mean
-        total = self.count + count
-        self.scatter += scatter + torch.outer(shift, shift) * (self.count * count / total)
-        self.mean += shift * (count / total)
-        self.count = total
-
-    def result(self) -> OutputStatistics:
-        """The moments so far."""
-        return OutputStatistics(self.count, self.mean, self.scatter / max(self.count, 1))
+from ranksearch.factorize.decomposition import Layer, LayerStatistics, Moments, groups_of
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch to eval mode, and every module back to its own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -55,18 +27,79 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def as_rows(output: Tensor, module: nn.Module) -> Tensor:
-    """Lay a layer's output out as one row per position: `[B, out, H, W]` or `[..., out]` to `[N, out]`."""
-    if isinstance(module, nn.Conv2d):
-        output = output.movedim(-3, -1)
-    return output.reshape(-1, output.shape[-1])
+def as_rows(values: Tensor, layer: nn.Module) -> Tensor:
+    """Lay a layer's values out as one row per position: `[B, C, H, W]` or `[..., C]` to `[N, C]`."""
+    if isinstance(layer, nn.Conv2d):
+        values = values.movedim(-3, -1)
+    return values.reshape(-1, values.shape[-1])
+
+
+def _moments(rows: Tensor, groups: int) -> Moments:
+    """The moments of `[N, groups * size]`, computed in at least float32 where the rows are."""
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()
+    grouped = rows.reshape(len(rows), groups, -1).transpose(0, 1)
+    mean = grouped.mean(1)
+    centred = grouped - mean[:, None]
+    return Moments(len(rows), mean.cpu().double(), (centred.mT @ centred).cpu().double())
+
+
+NOTHING = Moments(0, torch.zeros(()), torch.zeros(()))
+
+
+class _Observer:
+    """Streams one layer's rows into two halves of the examples."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.groups = groups_of(layer)
+        self.side: Literal["input", "output"] = "output"
+        if isinstance(layer, nn.Linear):
+            self.side = "input" if layer.in_features < layer.out_features else "output"
+        elif layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid", "same") and self.groups == 1:
+            self.side = "input" if layer.in_channels < layer.out_channels else "output"
+        self.halves = [NOTHING, NOTHING]
+        self.calls = 0
+
+    def __call__(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        values = output
+        if self.side == "input":
+            values = args[0] if args else kwargs["input"]
+            if isinstance(layer, nn.Conv2d):
+                values = values[..., :: layer.stride[0], :: layer.stride[1]]
+        values = values.detach()
+        # Whole examples, for the positions of one resemble each other; single ones take turns.
+        middle = (len(values) + self.calls % 2) // 2
+        self.calls += 1
+        for index, half in enumerate((values[:middle], values[middle:])):
+            if half.numel():
+                self.halves[index] += _moments(as_rows(half, layer), self.groups)
+
+    def result(self) -> LayerStatistics:
+        first, second = self.halves
+        return LayerStatistics(self.side, (first, second))
+
+
+@contextmanager
+def _hooked(handles: list[RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layer(model: nn.Module, name: str) -> Layer:
+    module = model.get_submodule(name)
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        raise ValueError(f"'{name}' is a {type(module).__name__}: only Conv2d and Linear have statistics")
+    return module
 
 
 @torch.no_grad()
 def collect_statistics(
     model: nn.Module, batches: Iterable[Tensor], layers: Iterable[str]
-) -> dict[str, OutputStatistics]:
-    """Stream the outputs of the named layers into their mean and covariance; the model is left as it was.
+) -> dict[str, LayerStatistics]:
+    """Stream the named layers' values into their moments, in one pass; the model is left as it was.
 
     Args:
         model: in any mode; it runs in eval mode.
@@ -74,25 +107,71 @@ def collect_statistics(
         layers: dotted names of convolutions and linear layers.
 
     Returns:
-        The statistics of every layer that ran. Memory: one float64 `[out, out]` matrix per layer.
+        The statistics of every layer that ran. Memory: two float64 matrices per layer, `[out, out]` or smaller.
     """
-    moments: dict[str, _RunningMoments] = {}
-    hooks = []
-    for name in layers:
-        running = moments[name] = _RunningMoments()
+    observers = {name: _Observer(_layer(model, name)) for name in layers}
+    handles = [
+        model.get_submodule(name).register_forward_hook(observer, with_kwargs=True)
+        for name, observer in observers.items()
+    ]
+    with _hooked(handles), evaluating(model):
+        for batch in batches:
+            model(batch)
+    return {name: observer.result() for name, observer in observers.items() if observer.calls}
 
-        def observe(module: nn.Module, _: object, output: Tensor, running: _RunningMoments = running) -> None:
-            running.add(as_rows(output, module))
 
-        hooks.append(model.get_submodule(name).register_forward_hook(observe))
+def collect_sensitivities(
+    model: nn.Module, batches: Iterable[Tensor], layers: Iterable[str], seed: int = 0
+) -> dict[str, Tensor]:
+    """Stream the second moment of the loss's gradient at the named layers' outputs.
+
+    The loss is cross-entropy, and each label is drawn from the model's own prediction, which makes the expected
+    rise of the loss after a small output error quadratic in it (the Fisher information; Martens, 2020).
+
+    Args:
+        model: maps `[B, ...]` to logits `[B, classes]`; it runs in eval mode and is left as it was.
+        batches: inputs, on the model's device.
+        layers: dotted names of convolutions and linear layers.
+        seed: of the labels.
+
+    Returns:
+        Layer name -> `[groups, out / groups, out / groups]`, float64, for `decompose`.
+    """
+    sums: dict[str, Tensor] = {}
+    rows = dict.fromkeys(layers, 0)
+
+    def watch(name: str) -> Callable[..., None]:
+        def observe(layer: Layer, _: object, output: Tensor) -> None:
+            def take(gradient: Tensor) -> None:
+                flat = as_rows(gradient.detach(), layer)
+                grouped = flat.reshape(len(flat), groups_of(layer), -1).transpose(0, 1).float()
+                rows[name] += len(flat)
+                sums[name] = sums.get(name, torch.zeros(())) + (grouped.mT @ grouped).cpu().double()
+
+            if output.requires_grad:
+                output.register_hook(take)  # type: ignore[no-untyped-call]  # as torch declares it
+
+        return observe
+
+    handles = [_layer(model, name).register_forward_hook(watch(name)) for name in rows]
+    generator = torch.Generator().manual_seed(seed)
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    kept = {parameter: parameter.grad for parameter in model.parameters()}
     try:
-        with _evaluating(model):
+        for parameter in kept:
+            parameter.grad = None
+            parameter.requires_grad_(True)
+        with _hooked(handles), evaluating(model), torch.enable_grad():
             for batch in batches:
-                model(batch)
+                logits = model(batch)
+                labels = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
+                F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()  # type: ignore[no-untyped-call]  # as torch declares it
     finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: running.result() for name, running in moments.items() if running.count}
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for parameter, gradient in kept.items():
+            parameter.grad = gradient
+    return {name: total / rows[name] for name, total in sums.items()}
 
 
 @torch.no_grad()
@@ -109,7 +188,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    with _evaluating(model):
+    with evaluating(model):
         try:
             for index, batch in enumerate(batches):
                 if index == 0:

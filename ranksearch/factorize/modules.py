@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import Tensor, nn
 
-from ranksearch.errors import PlanError
+from ranksearch.factorize.base import FactorizedLayer, KernelSize, describe, fill, pair, settings_of
+from ranksearch.factorize.decomposition import Factors, Layer, LayerStatistics
 from ranksearch.plan import LayerSpec, resolve_latent_size
 
 
-def _rank(size: float, spec: LayerSpec) -> int:
-    return spec.require_saving(resolve_latent_size(size, spec.in_size, spec.out_size))
-
-
-class FactorizedConv2d(nn.Module):
+class FactorizedConv2d(FactorizedLayer):
     """A convolution as two: the layer's own kernel into the latent channels, then a 1x1 to the outputs.
 
     Maps `[B, in_channels, H, W]` to `[B, out_channels, H', W']`, as ``nn.Conv2d`` of the same settings does.
@@ -25,31 +22,36 @@ class FactorizedConv2d(nn.Module):
         out_channels: output channels.
         kernel_size: one int for both axes, or height and width.
         latent_channels: an int of at least 1, or a fraction in (0, 1) of ``min(in_channels, out_channels)``.
-        **kwargs: what ``nn.Conv2d`` takes besides; ``bias`` goes to the second factor, the rest to the first,
-            ``device`` and ``dtype`` to both. ``groups`` other than 1 is refused.
+        **kwargs: what ``nn.Conv2d`` takes besides; ``bias`` goes to the second factor, ``groups``, ``device`` and
+            ``dtype`` to both, the rest to the first.
 
     Raises:
-        PlanError: the latent size saves no multiply-adds, or the convolution is grouped.
+        PlanError: the latent size saves no multiply-adds, or is no multiple of the groups.
     """
+
+    if TYPE_CHECKING:
+        module0: nn.Conv2d
+        module1: nn.Conv2d
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | Sequence[int],
+        kernel_size: KernelSize,
         latent_channels: float = 0.25,
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        if kwargs.get("groups", 1) != 1:
-            raise PlanError(f"groups={kwargs['groups']} cannot be factorized: leave grouped convolutions dense")
-        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        spec = LayerSpec("convolution", "conv2d", in_channels, out_channels, 1, (height, width))
-        latent = _rank(latent_channels, spec)
+        kernel, groups = pair(kernel_size), kwargs.get("groups", 1)
+        spec = LayerSpec("convolution", "conv2d", in_channels, out_channels, 1, kernel, groups)
+        latent = resolve_latent_size(latent_channels, in_channels, out_channels)
+        if isinstance(latent_channels, float):
+            latent = spec.rank(latent)  # a fraction means whole groups; an int means itself
+        spec.require_saving(latent)
         bias = kwargs.pop("bias", True)
-        tensor_options = {key: kwargs[key] for key in ("device", "dtype") if key in kwargs}
-        self.module0 = nn.Conv2d(in_channels, latent, (height, width), bias=False, **kwargs)
-        self.module1 = nn.Conv2d(latent, out_channels, 1, bias=bias, **tensor_options)
+        shared = {key: kwargs[key] for key in ("groups", "device", "dtype") if key in kwargs}
+        self.module0 = nn.Conv2d(in_channels, latent, kernel, bias=False, **kwargs)
+        self.module1 = nn.Conv2d(latent, out_channels, 1, bias=bias, **shared)
 
     @property
     def in_channels(self) -> int:
@@ -63,20 +65,64 @@ class FactorizedConv2d(nn.Module):
 
     @property
     def latent_channels(self) -> int:
-        """Channels between the two factors."""
-        return self.module0.out_channels
+        """The same as `latent_size`."""
+        return self.latent_size
 
-    @property
-    def latent_size(self) -> int:
-        """The same as `latent_channels`."""
-        return self.latent_channels
+    @staticmethod
+    def max_allowed_latent_channels(in_channels: int, out_channels: int, kernel_size: KernelSize) -> int:
+        """The break-even rank: the largest latent size that saves multiply-adds."""
+        return LayerSpec("convolution", "conv2d", in_channels, out_channels, 1, pair(kernel_size)).break_even_rank
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply both factors to `[B, in_channels, H, W]`."""
-        return self.module1(self.module0(x))  # type: ignore[no-any-return]  # nn.Module.__call__ returns Any
+    max_allowed_latent_features = max_allowed_latent_channels
+
+    @classmethod
+    def from_conv2d(
+        cls,
+        module: nn.Conv2d,
+        latent_channels: float = 0.25,
+        input: Tensor | None = None,
+        statistics: LayerStatistics | None = None,
+    ) -> FactorizedConv2d:
+        """Factorize a trained convolution.
+
+        Args:
+            module: is not touched.
+            latent_channels: as for the class.
+            input: a batch `[B, in_channels, H, W]` that the outputs should be kept for.
+            statistics: of the module's calibration, instead of a batch. Without either, the weights themselves are
+                kept as well as their number allows.
+
+        Raises:
+            PlanError: the latent size saves no multiply-adds.
+        """
+        return cls._from(module, latent_channels, input, statistics)
+
+    @classmethod
+    def _of(cls, layer: Layer, latent_size: int) -> Self:
+        assert isinstance(layer, nn.Conv2d)
+        options = {**settings_of(layer), "device": "meta", "dtype": layer.weight.dtype}
+        return cls(layer.in_channels, layer.out_channels, latent_channels=latent_size, **options)
+
+    def _dense(self) -> nn.Conv2d:
+        first, groups = self.module0, self.module0.groups
+        with torch.no_grad():
+            up = self.module1.weight.reshape(groups, -1, self.latent_size // groups)
+            down = first.weight.reshape(groups, self.latent_size // groups, -1)
+            weight = (up @ down).reshape(-1, *first.weight.shape[1:])
+        dense = nn.Conv2d(self.in_channels, self.out_channels, bias=True, device="meta", **settings_of(first))
+        dense.weight = nn.Parameter(weight, requires_grad=first.weight.requires_grad)
+        bias = self.module1.bias
+        dense.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
+        return dense.train(self.training)
+
+    def _set_factors(self, factors: Factors) -> None:
+        rank = len(factors.down)
+        fill(self.module0, factors.down, None)
+        fill(self.module1, factors.up[:, :, None, None], factors.bias)
+        self.module0.out_channels = self.module1.in_channels = rank
 
 
-class FactorizedLinear(nn.Module):
+class FactorizedLinear(FactorizedLayer):
     """A linear layer as two, through fewer features. Maps `[..., in_features]` to `[..., out_features]`.
 
     Args:
@@ -90,6 +136,10 @@ class FactorizedLinear(nn.Module):
         PlanError: the latent size saves no multiply-adds.
     """
 
+    if TYPE_CHECKING:
+        module0: nn.Linear
+        module1: nn.Linear
+
     def __init__(
         self,
         in_features: int,
@@ -100,7 +150,7 @@ class FactorizedLinear(nn.Module):
     ) -> None:
         super().__init__()
         spec = LayerSpec("linear layer", "linear", in_features, out_features, 1)
-        latent = _rank(latent_features, spec)
+        latent = spec.require_saving(spec.rank(latent_features))
         self.module0 = nn.Linear(in_features, latent, bias=False, **kwargs)
         self.module1 = nn.Linear(latent, out_features, bias=bias, **kwargs)
 
@@ -116,14 +166,69 @@ class FactorizedLinear(nn.Module):
 
     @property
     def latent_features(self) -> int:
-        """Features between the two factors."""
-        return self.module0.out_features
+        """The same as `latent_size`."""
+        return self.latent_size
 
-    @property
-    def latent_size(self) -> int:
-        """The same as `latent_features`."""
-        return self.latent_features
+    @staticmethod
+    def max_allowed_latent_features(in_features: int, out_features: int) -> int:
+        """The break-even rank: the largest latent size that saves multiply-adds."""
+        return LayerSpec("linear layer", "linear", in_features, out_features, 1).break_even_rank
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply both factors to `[..., in_features]`."""
-        return self.module1(self.module0(x))  # type: ignore[no-any-return]  # nn.Module.__call__ returns Any
+    max_allowed_latent_channels = max_allowed_latent_features
+
+    @classmethod
+    def from_linear(
+        cls,
+        module: nn.Linear,
+        latent_features: float = 0.25,
+        input: Tensor | None = None,
+        statistics: LayerStatistics | None = None,
+    ) -> FactorizedLinear:
+        """Factorize a trained linear layer; see `FactorizedConv2d.from_conv2d`.
+
+        Raises:
+            PlanError: the latent size saves no multiply-adds.
+        """
+        return cls._from(module, latent_features, input, statistics)
+
+    @classmethod
+    def _of(cls, layer: Layer, latent_size: int) -> Self:
+        assert isinstance(layer, nn.Linear)
+        options: dict[str, Any] = {"device": "meta", "dtype": layer.weight.dtype}
+        return cls(layer.in_features, layer.out_features, latent_features=latent_size, **options)
+
+    @staticmethod
+    def _as_solution(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        # A solution multiplies rows from the right, a linear layer's weight from the left.
+        return first.mT, second.mT
+
+    def _dense(self) -> nn.Linear:
+        dense = nn.Linear(self.in_features, self.out_features, device="meta")
+        with torch.no_grad():
+            weight = self.module1.weight @ self.module0.weight
+        dense.weight = nn.Parameter(weight, requires_grad=self.module0.weight.requires_grad)
+        bias = self.module1.bias
+        dense.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
+        return dense.train(self.training)
+
+    def _set_factors(self, factors: Factors) -> None:
+        rank = len(factors.down)
+        fill(self.module0, factors.down, None)
+        fill(self.module1, factors.up, factors.bias)
+        self.module0.out_features = self.module1.in_features = rank
+
+
+def factorizing_could_speedup(module: nn.Module, latent_size: float) -> bool:
+    """Whether a latent size saves multiply-adds.
+
+    Args:
+        module: for a convolution or a linear layer, whether the size is at or below the break-even rank; for one that
+            is factorized already, whether it is below the present latent size; for anything else, False.
+        latent_size: as users write it.
+    """
+    if isinstance(module, FactorizedLayer):
+        return module.should_factorize(latent_size)
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        return False
+    spec = describe(module)
+    return spec.rank(latent_size) <= spec.break_even_rank

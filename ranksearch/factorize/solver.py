@@ -1,115 +1,188 @@
-"""One eigendecomposition per layer, then every rank is a slice.
-
-The best rank-r affine replacement of a layer, in mean squared error of its outputs, is the PCA of those outputs
-(reduced-rank regression of the layer's own output on its input; Izenman, 1975).
-"""
+"""Tensors in, tensors out: the best low-rank solution for a matrix product and for a convolution."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ranksearch.factorize.calibration import as_rows, collect_statistics
+from ranksearch.factorize.decomposition import decompose
+from ranksearch.plan import LayerSpec, resolve_latent_size
 
 
-@dataclass(frozen=True)
-class OutputStatistics:
-    """First and second moments of one layer's output over the calibration data, in float64, on the CPU.
-
-    Attributes:
-        count: outputs seen (examples times positions).
-        mean: `[out]`.
-        covariance: `[out, out]`, about the mean, divided by ``count``.
-    """
-
-    count: int
-    mean: Tensor
-    covariance: Tensor
-
-
-@dataclass(frozen=True)
-class Factors:
-    """The two weights of a factorized layer and the bias of the second one.
+@dataclass
+class LowRankSolution:
+    """Factors of a matrix product or of a convolution.
 
     Attributes:
-        down: the first factor's weight, the layer's own weight shape with ``rank`` outputs.
-        up: the second factor's weight as a matrix, `[out, rank]`.
-        bias: `[out]`.
+        Wa: the first factor.
+        Wb: the second, or None where one matrix is as good.
+        bias: of the second factor, or None where there was none to begin with.
+        rank: the latent size, or -1 where nothing was factorized.
+        nmse: share of the target's variance, over all outputs, that what is returned here misses: 1 - R^2.
     """
 
-    down: Tensor
-    up: Tensor
-    bias: Tensor
+    Wa: Tensor
+    Wb: Tensor | None = None
+    bias: Tensor | None = None
+    rank: int = -1
+    nmse: float = 0.0
 
 
-@dataclass(frozen=True)
-class Decomposition:
-    """A layer's outputs in their principal directions.
-
-    Attributes:
-        mean: mean output, `[out]`.
-        basis: orthonormal columns, the most telling direction first, `[out, out]`.
-        energies: the output's variance along each column, `[out]`.
-    """
-
-    mean: Tensor
-    basis: Tensor
-    energies: Tensor
-
-    def truncation_errors(self) -> list[float]:
-        """Share of the output's variance that each rank loses: entry r belongs to rank r, 0 to `out`."""
-        total = float(self.energies.sum())
-        if total <= 0:
-            return [0.0] * (len(self.energies) + 1)
-        # Summed from the smallest, so that the error at full rank is 0 and never rises with the rank.
-        lost = torch.cat([self.energies.flip(0).cumsum(0).flip(0), self.energies.new_zeros(1)])
-        return [float(value) for value in lost / total]
-
-    def factors(self, weight: Tensor, bias: Tensor | None, rank: int) -> Factors:
-        """Cut the layer down to a rank.
-
-        Args:
-            weight: the dense weight, `[out, in, kh, kw]` or `[out, in]`.
-            bias: the dense bias, `[out]`, or None.
-            rank: 1 to `out`.
-
-        Returns:
-            The factors, in the dtype and on the device of ``weight``.
-        """
-        up = self.basis[:, :rank]
-        exact = weight.cpu().to(up)
-        down = torch.einsum("or,o...->r...", up, exact)
-        offset = -self.mean if bias is None else bias.cpu().to(up) - self.mean
-        return Factors(down.to(weight), up.to(weight), (self.mean + up @ (up.T @ offset)).to(weight))
-
-
-# Far above the rounding of an eigendecomposition in float64, far below what the data say.
-TIE_BREAK = 1e-9
-
-
-def decompose(statistics: OutputStatistics, weight: Tensor) -> Decomposition:
-    """Find a layer's principal output directions.
-
-    Directions that the calibration data never show, such as all beyond the number of outputs seen, are ordered by
-    what the weights alone say: the output covariance of white inputs, mixed in with a weight that cannot change
-    the order of any direction that the data do show. The energies are those of the calibration data, so that a
-    truncation error equals the error measured there.
+def relative_error(target: Tensor, found: Tensor, axis: int = -1) -> float:
+    """Squared error over the target's variance about its mean per output; 0 where both are nothing.
 
     Args:
-        statistics: of the layer's outputs.
-        weight: the dense weight, `[out, ...]`.
+        target: of any shape.
+        found: of the same shape.
+        axis: of the outputs.
+    """
+    rows = target.double().movedim(axis, -1).flatten(0, -2)
+    missed = float((rows - found.double().movedim(axis, -1).flatten(0, -2)).square().sum())
+    variance = float((rows - rows.mean(0)).square().sum())
+    if variance == 0:
+        return 0.0 if missed <= 1e-12 * float(rows.square().sum()) + 1e-300 else float("inf")
+    return missed / variance
+
+
+def _check(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.numel() == 0:
+            raise ValueError(f"{name} of shape {list(tensor.shape)} is empty: give at least one example")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} has numbers that are not finite: take them out")
+
+
+def _apply(x: Tensor, first: Tensor, second: Tensor | None, bias: Tensor | None) -> Tensor:
+    out = x @ first if second is None else x @ first @ second
+    return out if bias is None else out + bias
+
+
+@torch.no_grad()
+def factorize_matrix(
+    X: Tensor,  # noqa: N803  # the names that users of Composer know
+    Y: Tensor,  # noqa: N803
+    Wa: Tensor,  # noqa: N803
+    Wb: Tensor | None = None,  # noqa: N803
+    bias: Tensor | None = None,
+    rank: float = 0.25,
+    n_iters: int = 3,
+) -> LowRankSolution:
+    """Find the affine map of a rank from X to Y with the least mean squared error.
+
+    This is reduced-rank regression (Izenman, 1975): fit Y by least squares, keep the fit's leading directions.
+
+    Args:
+        X: inputs, `[N, D]`.
+        Y: targets, `[N, M]`.
+        Wa: the present weights, `[D, k]`, or `[D, M]` without ``Wb``.
+        Wb: the present second factor, `[k, M]`, or None.
+        bias: the present bias, `[M]`, or None.
+        rank: an int of at least 1, or a fraction in (0, 1) of ``min(D, M)``.
+        n_iters: not used, for the solution is exact; accepted for compatibility.
+
+    Returns:
+        The solution. With a rank of D or M and more, one matrix that fits Y, and rank -1; with a rank of the present
+        latent size and more, the present weights, and rank -1.
 
     Raises:
-        ValueError: the outputs were not finite.
+        ValueError: shapes do not fit, tensors are empty or not finite, or the rank is out of range.
     """
-    covariance = statistics.covariance
-    if not bool(torch.isfinite(covariance).all()):
-        raise ValueError("layer outputs are not finite: check the calibration images and the weights")
-    rows = weight.detach().cpu().to(covariance).flatten(1)
-    prior = rows @ rows.T
-    variance, prior_variance = float(covariance.trace()), float(prior.trace())
-    scale = variance / prior_variance if variance > 0 and prior_variance > 0 else 1.0
-    mixed = covariance + TIE_BREAK * scale * prior
-    directions = torch.linalg.eigh((mixed + mixed.T) / 2).eigenvectors.flip(1)
-    energies = torch.einsum("or,op,pr->r", directions, covariance, directions).clamp_min(0)
-    return Decomposition(statistics.mean, directions, energies)
+    _check(X=X, Y=Y, Wa=Wa, Wb=Wb, bias=bias)
+    shapes = [X.ndim, Y.ndim, Wa.ndim, 2 if Wb is None else Wb.ndim]
+    if shapes != [2] * 4 or len(X) != len(Y) or len(Wa) != X.shape[1]:
+        raise ValueError(
+            f"X {list(X.shape)}, Y {list(Y.shape)} and Wa {list(Wa.shape)} do not fit: give [N, D], [N, M] and [D, k]"
+        )
+    last = Wa if Wb is None else Wb
+    if last.shape[1] != Y.shape[1] or (Wb is not None and Wb.shape[0] != Wa.shape[1]):
+        raise ValueError(f"the weights end in {list(last.shape)}, which does not fit Y {list(Y.shape)}: give [k, M]")
+    if bias is not None and bias.shape != Y.shape[1:]:
+        raise ValueError(f"bias {list(bias.shape)} does not fit Y {list(Y.shape)}: give [M]")
+    size = resolve_latent_size(rank, X.shape[1], Y.shape[1])
+    if Wb is not None and size >= Wa.shape[1]:
+        return LowRankSolution(Wa, Wb, bias, -1, relative_error(Y, _apply(X, Wa, Wb, bias)))
+    inputs, targets = X.double(), Y.double()
+    mean, target_mean = inputs.mean(0), targets.mean(0)
+    centred = inputs - mean
+    fit = torch.linalg.lstsq(centred.cpu(), (targets - target_mean).cpu(), driver="gelsd").solution.to(inputs)
+    if size >= min(X.shape[1], Y.shape[1]):
+        first, second = fit, None
+        offset = target_mean - mean @ first
+    else:
+        fitted = centred @ fit
+        directions = torch.linalg.eigh(fitted.mT @ fitted).eigenvectors.flip(1)[:, :size]
+        first, second = fit @ directions, directions.mT
+        offset = target_mean - mean @ first @ second
+    solved = first.to(Wa), None if second is None else second.to(Wa), offset.to(Wa)
+    nmse = relative_error(Y, _apply(X.to(Wa), *solved))
+    return LowRankSolution(*solved, -1 if second is None else size, nmse)
+
+
+@torch.no_grad()
+def factorize_conv2d(
+    X: Tensor,  # noqa: N803  # the names that users of Composer know
+    Wa: Tensor,  # noqa: N803
+    Wb: Tensor | None = None,  # noqa: N803
+    rank: float = 0.25,
+    biasA: Tensor | None = None,  # noqa: N803
+    biasB: Tensor | None = None,  # noqa: N803
+    n_iters: int = 3,
+    **conv2d_kwargs: Any,
+) -> LowRankSolution:
+    """Find the two convolutions of a rank that keep a convolution's outputs best.
+
+    Args:
+        X: inputs, `[B, C, H, W]`.
+        Wa: the present kernel, `[k, C / groups, kh, kw]`, or `[O, C / groups, kh, kw]` without ``Wb``.
+        Wb: the present second factor, `[O, k / groups, 1, 1]`, or None.
+        rank: an int of at least 1, or a fraction in (0, 1) of ``min(C, O)``.
+        biasA: the present bias of the first factor, or None.
+        biasB: the present bias of the second, or None.
+        n_iters: not used, for the solution is exact; accepted for compatibility.
+        **conv2d_kwargs: ``stride``, ``padding``, ``dilation``, ``padding_mode`` and ``groups`` of the kernel.
+
+    Returns:
+        The solution: ``Wa`` `[rank, C / groups, kh, kw]`, ``Wb`` `[O, rank / groups, 1, 1]`, ``bias`` `[O]`. With a
+        rank of the present latent size, or of the outputs and more, the present weights and rank -1.
+
+    Raises:
+        ValueError: shapes do not fit, tensors are empty or not finite, or the rank is out of range.
+    """
+    _check(X=X, Wa=Wa, Wb=Wb, biasA=biasA, biasB=biasB)
+    groups = conv2d_kwargs.get("groups", 1)
+    if X.ndim != 4 or Wa.ndim != 4 or X.shape[1] != Wa.shape[1] * groups or len(Wa) % groups:
+        raise ValueError(f"X {list(X.shape)} and Wa {list(Wa.shape)} do not fit: give [B, C, H, W] and [k, C, kh, kw]")
+    if Wb is not None and (Wb.ndim != 4 or Wb.shape[1] * groups != len(Wa) or Wb.shape[2:] != (1, 1)):
+        raise ValueError(f"Wb {list(Wb.shape)} does not fit Wa {list(Wa.shape)}: give [O, k, 1, 1]")
+    weight, bias = Wa, biasA
+    if Wb is not None:
+        up = Wb.reshape(groups, -1, len(Wa) // groups)
+        weight = (up @ Wa.reshape(groups, len(Wa) // groups, -1)).reshape(len(Wb), *Wa.shape[1:])
+        from_first = None if biasA is None else (up @ biasA.reshape(groups, -1, 1)).flatten()
+        given = [part for part in (from_first, biasB) if part is not None]
+        bias = sum(given[1:], given[0]) if given else None
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"a bias {list(bias.shape)} does not fit {len(weight)} outputs: give one number for each")
+    size = LayerSpec(
+        "convolution", "conv2d", X.shape[1], len(weight), 1, (weight.shape[2], weight.shape[3]), groups
+    ).rank(rank)
+    present = len(weight) if Wb is None else len(Wa)
+    if size >= min(present, len(weight), weight[0].numel() * groups):
+        return LowRankSolution(Wa, Wb, bias if Wb is None or biasA is None else biasB, -1, 0.0)
+    dense = nn.Conv2d(X.shape[1], len(weight), weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]  # a size is a tuple
+    dense.weight = nn.Parameter(weight, requires_grad=False)
+    dense.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    X = X.to(weight)  # noqa: N806
+    factors = decompose(dense, collect_statistics(dense, [X], [""])[""]).factors(dense, size)
+    first = nn.Conv2d(X.shape[1], size, weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]
+    first.weight = nn.Parameter(factors.down, requires_grad=False)
+    up = factors.up[:, :, None, None]
+    found = nn.functional.conv2d(first(X), up, factors.bias, groups=groups)
+    nmse = relative_error(as_rows(dense(X), dense), as_rows(found, dense))
+    return LowRankSolution(factors.down, up, factors.bias, size, nmse)

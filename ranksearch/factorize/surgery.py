@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ranksearch.errors import PlanError
-from ranksearch.factorize.calibration import _evaluating, as_rows
+from ranksearch.factorize.base import describe
+from ranksearch.factorize.calibration import as_rows, evaluating
+from ranksearch.factorize.decomposition import Decomposition, Layer
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear
-from ranksearch.factorize.solver import Decomposition
 from ranksearch.plan import LayerSpec, RankPlan
 
 
@@ -33,24 +35,30 @@ class LayerProfile:
     classifier: str | None
 
 
-def _describe(name: str, module: nn.Module, positions: int) -> LayerSpec:
-    if isinstance(module, nn.Conv2d):
-        height, width = module.kernel_size
-        return LayerSpec(name, "conv2d", module.in_channels, module.out_channels, positions, (height, width))
-    assert isinstance(module, nn.Linear)
-    return LayerSpec(name, "linear", module.in_features, module.out_features, positions)
-
-
 def _reason_to_skip(module: nn.Module, calls: int) -> str | None:
-    if type(module) not in (nn.Conv2d, nn.Linear):
+    if isinstance(module, LazyModuleMixin) or type(module) not in (nn.Conv2d, nn.Linear):
         return f"{type(module).__name__} is not a plain Conv2d or Linear"
-    if isinstance(module, nn.Conv2d) and module.groups != 1:
-        return f"grouped convolution ({module.groups} groups)"
+    assert isinstance(module, nn.Conv2d | nn.Linear)
     if calls == 0:
         return "never called by the model's forward: others may read its weight directly"
-    if _describe("", module, 1).break_even_rank == 0:
+    if describe(module).break_even_rank == 0:
+        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.out_channels:
+            return "depthwise convolution: nothing to share among its outputs"
         return "too small: no latent size saves multiply-adds"
     return None
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Name of a layer -> reason, for layers whose parameters another module has as well."""
+    owners: dict[nn.Parameter, str] = {}
+    reasons = {}
+    for owner, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            first = owners.setdefault(parameter, owner)
+            if first != owner:
+                reasons[owner] = f"shares its weights with '{first}'"
+                reasons[first] = f"shares its weights with '{owner}'"
+    return reasons
 
 
 @torch.no_grad()
@@ -75,50 +83,44 @@ def profile_layers(model: nn.Module, example: Tensor) -> LayerProfile:
 
         module.register_forward_hook(count)
     # What forward makes by itself, such as positions to embed, must then be on the meta device as well.
-    with _evaluating(ghost), torch.device("meta"):
+    with evaluating(ghost), torch.device("meta"):
         ghost(example.to("meta"))
-    skipped = {}
+    skipped, tied = {}, _tied(model)
     for name, module in found.items():
-        reason = _reason_to_skip(module, rows[name])
+        reason = _reason_to_skip(module, rows[name]) or tied.get(name)
         if reason is not None:
             skipped[name] = reason
-    layers = tuple(_describe(name, found[name], rows[name] // len(example)) for name in order if name not in skipped)
+    layers = tuple(describe(found[name], name, rows[name] // len(example)) for name in order if name not in skipped)
     convolutions = [name for name in order if isinstance(found[name], nn.Conv2d)]
     linears = [name for name in order if isinstance(found[name], nn.Linear)]
     return LayerProfile(layers, skipped, next(iter(convolutions), None), next(reversed(linears), None))
 
 
-def _empty_twin(module: nn.Module, latent_size: int) -> FactorizedConv2d | FactorizedLinear:
-    """A factorized layer of the same settings, its weights not yet set."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
+# What a person may have hung on a layer, and expects to run for whatever stands in its place.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def _empty_twin(layer: Layer, latent_size: int) -> FactorizedConv2d | FactorizedLinear:
+    """A factorized layer of the same settings and hooks, its weights not yet set."""
     twin: FactorizedConv2d | FactorizedLinear
-    # Made on the meta device: no random numbers are drawn for weights that are set from elsewhere.
-    if isinstance(module, nn.Conv2d):
-        twin = FactorizedConv2d(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,
-            latent_size,
-            stride=module.stride,
-            padding=module.padding,
-            dilation=module.dilation,
-            padding_mode=module.padding_mode,
-            device="meta",
-            dtype=weight.dtype,
-        )
+    if isinstance(layer, nn.Conv2d):
+        twin = FactorizedConv2d._like(layer, latent_size)
     else:
-        assert isinstance(module, nn.Linear)
-        twin = FactorizedLinear(
-            module.in_features, module.out_features, latent_features=latent_size, device="meta", dtype=weight.dtype
-        )
-    twin.to_empty(device=weight.device).requires_grad_(weight.requires_grad).train(module.training)
-    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-        twin.to(memory_format=torch.channels_last)
+        twin = FactorizedLinear._like(layer, latent_size)
+    for name in HOOKS:
+        getattr(twin, name).update(getattr(layer, name))
     return twin
 
 
-def _layer_to_replace(model: nn.Module, name: str, latent_size: int) -> nn.Module:
+def _layer_to_replace(model: nn.Module, name: str, latent_size: int) -> Layer:
     try:
         module = model.get_submodule(name)
     except AttributeError:
@@ -126,7 +128,8 @@ def _layer_to_replace(model: nn.Module, name: str, latent_size: int) -> nn.Modul
     reason = _reason_to_skip(module, calls=1)
     if reason is not None:
         raise PlanError(f"'{name}' cannot be factorized ({reason}): leave it dense")
-    _describe(name, module, 1).require_saving(latent_size)
+    assert isinstance(module, nn.Conv2d | nn.Linear)
+    describe(module, name).require_saving(latent_size)
     return module
 
 
@@ -170,14 +173,7 @@ def factorize_model(model: nn.Module, plan: RankPlan, decompositions: Mapping[st
     for name, choice in plan:
         if name not in decompositions:
             raise PlanError(f"no calibration data for '{name}': collect its statistics, or leave it dense")
-        module, twin = model.get_submodule(name), factorized.get_submodule(name)
-        weight, bias = module.weight, module.bias
-        assert isinstance(weight, Tensor)
-        assert bias is None or isinstance(bias, Tensor)
+        layer, twin = _layer_to_replace(model, name, choice.latent_size), factorized.get_submodule(name)
         assert isinstance(twin, FactorizedConv2d | FactorizedLinear)
-        factors = decompositions[name].factors(weight, bias, choice.latent_size)
-        twin.module0.weight.copy_(factors.down)
-        twin.module1.weight.copy_(factors.up.reshape(twin.module1.weight.shape))
-        assert twin.module1.bias is not None
-        twin.module1.bias.copy_(factors.bias)
+        twin._set_factors(decompositions[name].factors(layer, choice.latent_size))
     return factorized

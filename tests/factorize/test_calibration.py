@@ -25,21 +25,21 @@ def batches() -> list[Tensor]:
 
 def test_streamed_statistics_equal_those_of_all_outputs_at_once() -> None:
     model = network().eval()
-    statistics = collect_statistics(model, batches(), ["0", "4"])["4"]
+    statistics = collect_statistics(model, batches(), ["0", "4"])["4"].all
     with torch.no_grad():
         rows = model(torch.cat(batches())).movedim(1, -1).reshape(-1, 4)
     assert statistics.count == len(rows)
-    assert torch.allclose(statistics.mean, rows.mean(0))
-    assert torch.allclose(statistics.covariance, torch.cov(rows.T, correction=0))
+    assert torch.allclose(statistics.mean[0], rows.mean(0))
+    assert torch.allclose(statistics.covariance[0], torch.cov(rows.T, correction=0))
 
 
 def test_a_far_mean_does_not_drown_the_covariance() -> None:
     layer = nn.Linear(4, 4)
     inputs = torch.randn(512, 4)
-    near = collect_statistics(nn.Sequential(layer), [inputs], ["0"])["0"].covariance
+    near = collect_statistics(nn.Sequential(layer), [inputs], ["0"])["0"].all.covariance
     with torch.no_grad():
         layer.bias.add_(1000.0)
-    far = collect_statistics(nn.Sequential(layer), inputs.split(64), ["0"])["0"].covariance
+    far = collect_statistics(nn.Sequential(layer), inputs.split(64), ["0"])["0"].all.covariance
     assert torch.allclose(near, far, rtol=1e-3, atol=1e-4)
 
 

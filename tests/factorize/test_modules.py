@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ranksearch.errors import PlanError
-from ranksearch.factorize import FactorizedConv2d, FactorizedLinear
+from ranksearch.factorize import FactorizedConv2d, FactorizedLinear, factorizing_could_speedup
+from ranksearch.factorize.solver import relative_error
 from ranksearch.plan import LayerSpec
 
 sizes = st.integers(2, 24)
@@ -53,6 +54,125 @@ def test_the_state_dict_has_the_names_that_others_know() -> None:
     assert list(FactorizedLinear(8, 8, bias=False).state_dict()) == ["module0.weight", "module1.weight"]
 
 
-def test_grouped_convolutions_are_refused() -> None:
-    with pytest.raises(PlanError, match="groups=2"):
-        FactorizedConv2d(8, 8, 3, 2, groups=2)
+def test_grouped_latent_sizes_are_whole_groups() -> None:
+    layer = FactorizedConv2d(16, 16, 3, 8, groups=4)
+    assert layer(torch.randn(1, 16, 5, 5)).shape == (1, 16, 3, 3)
+    with pytest.raises(PlanError, match="no multiple of its 4 groups: use 4"):
+        FactorizedConv2d(16, 16, 3, 6, groups=4)
+    with pytest.raises(PlanError, match="break-even rank 12"):
+        FactorizedConv2d(16, 16, 3, 16, groups=4)
+
+
+def test_published_names_of_the_largest_size_agree() -> None:
+    conv, linear = FactorizedConv2d, FactorizedLinear
+    assert conv.max_allowed_latent_channels(64, 64, 3) == conv.max_allowed_latent_features(64, 64, (3, 3)) == 57
+    assert linear.max_allowed_latent_features(64, 64) == linear.max_allowed_latent_channels(64, 64) == 31
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "expected"),
+    [
+        (nn.Conv2d(64, 64, 3), 57, True),
+        (nn.Conv2d(64, 64, 3), 58, False),
+        (nn.Conv2d(64, 64, 3), 0.5, True),
+        (nn.Conv2d(16, 16, 3, groups=4), 12, True),
+        (nn.Conv2d(16, 16, 3, groups=4), 16, False),
+        (nn.Conv2d(16, 16, 3, groups=16), 1, False),
+        (nn.Linear(64, 64), 31, True),
+        (nn.Linear(64, 64), 32, False),
+        (FactorizedLinear(64, 64, latent_features=20), 19, True),
+        (FactorizedLinear(64, 64, latent_features=20), 20, False),
+        (FactorizedConv2d(64, 64, 3, 20), 19, True),
+        (nn.ReLU(), 1, False),
+    ],
+)
+def test_what_could_speed_up(module: nn.Module, size: float, expected: bool) -> None:
+    assert factorizing_could_speedup(module, size) is expected
+
+
+LAYERS = [
+    nn.Conv2d(12, 10, 3, stride=2, padding=1),
+    nn.Conv2d(12, 10, (1, 3), padding="same", padding_mode="circular", bias=False),
+    nn.Conv2d(12, 12, 3, groups=2),
+    nn.Conv2d(6, 24, 1, stride=2),
+    nn.Linear(12, 10),
+    nn.Linear(6, 30, bias=False),
+]
+
+
+def batch(layer: nn.Module, count: int = 64) -> torch.Tensor:
+    torch.manual_seed(1)
+    if isinstance(layer, nn.Linear):
+        return torch.randn(count, layer.in_features) @ torch.randn(layer.in_features, layer.in_features)
+    assert isinstance(layer, nn.Conv2d)
+    wide = layer.in_channels
+    return torch.einsum("bchw,cd->bdhw", torch.randn(count // 8, wide, 9, 9), torch.randn(wide, wide))
+
+
+def made(layer: nn.Module, size: int, **how: torch.Tensor) -> FactorizedConv2d | FactorizedLinear:
+    if isinstance(layer, nn.Linear):
+        return FactorizedLinear.from_linear(layer, size, **how)
+    assert isinstance(layer, nn.Conv2d)
+    return FactorizedConv2d.from_conv2d(layer, size, **how)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_trained_weights_are_kept_and_better_with_data(layer: nn.Module) -> None:
+    x = batch(layer)
+    errors = {}
+    with torch.no_grad():
+        exact = layer(x)
+        for size in (2, 4):
+            for name, how in (("weights", {}), ("data", {"input": x})):
+                errors[name, size] = float((made(layer, size, **how)(x) - exact).square().mean())
+    variance = float(exact.var())
+    assert errors["data", 2] <= errors["weights", 2]
+    assert errors["data", 4] <= errors["weights", 4]
+    assert errors["data", 4] < errors["data", 2] < variance
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_lowering_the_rank_is_the_best_that_can_be_had_from_there(layer: nn.Module) -> None:
+    x = batch(layer)
+    low = made(layer, 4, input=x)
+    kept = {name: tensor.clone() for name, tensor in low.state_dict().items()}
+    solution = low.solution_for_rank(x, 2)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in low.state_dict().items())
+    with torch.no_grad():
+        before = low(x)
+        low.set_rank(x, 2)
+        after = low(x)
+    assert low.latent_size == 2
+    assert solution.rank == 2
+    axis = -1 if isinstance(layer, nn.Linear) else 1
+    assert relative_error(before, after, axis) == pytest.approx(solution.nmse, rel=1e-4, abs=1e-9)
+    assert not low.should_factorize(2)
+
+
+def test_ranks_go_down_only_and_equal_ones_do_nothing() -> None:
+    layer, x = FactorizedLinear(16, 16, latent_features=4), torch.randn(32, 16)
+    kept = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    layer.set_rank(x, 4)
+    with pytest.raises(ValueError, match="latent size 5 exceeds the present 4"):
+        layer.set_rank(x, 5)
+    same = layer.solution_for_rank(x, 4)
+    assert same.rank == -1
+    with pytest.raises(ValueError, match="rank -1 is not factorized"):
+        layer.apply_solution(same)
+    for wrong in (torch.randn(0, 16), torch.randn(8, 15), torch.full((8, 16), float("nan"))):
+        with pytest.raises(ValueError, match="input of shape"):
+            layer.set_rank(wrong, 2)
+    for rank in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="latent size"):
+            layer.set_rank(x, rank)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("layer", [FactorizedConv2d(8, 8, 3, 4), FactorizedLinear(8, 8, latent_features=3)])
+def test_state_dicts_and_scripts_load(layer: FactorizedConv2d | FactorizedLinear) -> None:
+    x = torch.randn(2, 8, 6, 6) if isinstance(layer, FactorizedConv2d) else torch.randn(2, 8)
+    twin = type(layer)(8, 8, 3, 4) if isinstance(layer, FactorizedConv2d) else type(layer)(8, 8, latent_features=3)
+    twin.load_state_dict(layer.state_dict())
+    assert torch.equal(twin(x), layer(x))
+    layer.reset_parameters()
+    assert not torch.equal(twin(x), layer(x))

@@ -1,196 +1,128 @@
-"""Laws of the closed form: exact, optimal, nested."""
+"""The two solvers: the least-squares optimum of a rank, and errors that are measured."""
 
 from __future__ import annotations
-
-import itertools
-from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ranksearch.factorize import (
-    FactorizedConv2d,
-    FactorizedLinear,
-    collect_statistics,
-    decompose,
-    factorize_model,
-)
-from ranksearch.plan import LayerChoice, RankPlan
+from ranksearch.factorize import LowRankSolution, factorize_conv2d, factorize_matrix
+from ranksearch.factorize.solver import relative_error
 
 
-@dataclass(frozen=True)
-class Case:
-    layer: nn.Conv2d | nn.Linear
-    inputs: Tensor
+def problem(seed: int, rows: int, wide: int, out: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    X = torch.randn(rows, wide).double() @ torch.randn(wide, wide).double() + 2
+    Wa = torch.randn(wide, out).double()
+    return X, X @ Wa + 0.3 * torch.randn(rows, out).double() - 1, Wa
 
 
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """A layer of any settings, in float64, with inputs whose channels are correlated."""
-    torch.manual_seed(draw(st.integers(0, 2**16)))
-    wide, narrow = draw(st.integers(6, 12)), draw(st.integers(6, 12))
-    bias = draw(st.booleans())
-    layer: nn.Conv2d | nn.Linear
-    if draw(st.booleans()):
-        layer = nn.Linear(wide, narrow, bias=bias)
-        inputs = torch.randn(64, wide) @ torch.randn(wide, wide) + torch.randn(wide)
+def predict(X: Tensor, solution: LowRankSolution) -> Tensor:
+    found = X @ solution.Wa if solution.Wb is None else X @ solution.Wa @ solution.Wb
+    return found if solution.bias is None else found + solution.bias
+
+
+@given(st.integers(0, 999), st.integers(2, 8), st.integers(2, 8), st.integers(1, 7))
+def test_a_matrix_solution_is_the_optimum_of_its_rank(seed: int, wide: int, out: int, rank: int) -> None:
+    X, Y, Wa = problem(seed, 60, wide, out)
+    solution = factorize_matrix(X, Y, Wa, rank=rank)
+    assert solution.nmse == pytest.approx(relative_error(Y, predict(X, solution)))
+    if rank >= min(wide, out):
+        assert (solution.rank, solution.Wb) == (-1, None)
     else:
-        stride = draw(st.sampled_from([1, 2, (2, 1)]))
-        padding = draw(st.sampled_from([0, 1, (2, 1)] + (["same"] if stride == 1 else [])))
-        layer = nn.Conv2d(
-            wide,
-            narrow,
-            draw(st.sampled_from([1, 2, 3, (1, 3), (3, 2)])),
-            stride=stride,
-            padding=padding,
-            dilation=draw(st.sampled_from([1, 2])),
-            padding_mode=draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
-            bias=bias,
-        )
-        inputs = torch.einsum("bchw,cd->bdhw", torch.randn(4, wide, 9, 8), torch.randn(wide, wide)) + 1
-    return Case(layer.double(), inputs.double())
+        assert solution.Wb is not None
+        assert (solution.rank, solution.Wa.shape, solution.Wb.shape) == (rank, (wide, rank), (rank, out))
+    # The textbook optimum by another way: whiten the inputs, cut the singular values of the map.
+    centred, target = X - X.mean(0), Y - Y.mean(0)
+    Q, _ = torch.linalg.qr(centred)
+    U, S, Vh = torch.linalg.svd(Q.T @ target, full_matrices=False)
+    optimum = relative_error(Y, Q @ (U[:, :rank] * S[:rank]) @ Vh[:rank] + Y.mean(0))
+    assert solution.nmse <= 1.0001 * optimum + 1e-12
 
 
-def outputs_as_rows(layer: nn.Module, inputs: Tensor) -> Tensor:
-    with torch.no_grad():
-        out = layer(inputs)
-    return out.movedim(1, -1).reshape(-1, out.shape[1])
+def test_a_rank_at_or_above_the_present_one_changes_nothing() -> None:
+    X, Y, _ = problem(0, 40, 8, 8)
+    Wa, Wb, bias = torch.randn(8, 3).double(), torch.randn(3, 8).double(), torch.randn(8).double()
+    solution = factorize_matrix(X, Y, Wa, Wb, bias, rank=3)
+    assert solution.rank == -1
+    assert solution.Wa is Wa
+    assert solution.Wb is Wb
+    assert solution.bias is bias
+    assert solution.nmse == pytest.approx(relative_error(Y, X @ Wa @ Wb + bias))
+    assert factorize_matrix(X, Y, Wa, Wb, bias, rank=2).rank == 2
 
 
-def inputs_as_rows(layer: nn.Conv2d | nn.Linear, inputs: Tensor) -> Tensor:
-    """Every output's own inputs, `[N, fan_in]`, found by an identity kernel."""
-    if isinstance(layer, nn.Linear):
-        return inputs
-    fan_in = layer.weight[0].numel()
-    probe = nn.Conv2d(
-        layer.in_channels,
-        fan_in,
-        layer.kernel_size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        padding_mode=layer.padding_mode,
-        bias=False,
-    ).double()
-    with torch.no_grad():
-        probe.weight.copy_(torch.eye(fan_in).reshape(probe.weight.shape))
-    return outputs_as_rows(probe, inputs)
+def test_fractions_are_of_the_smaller_side() -> None:
+    X, Y, Wa = problem(0, 40, 12, 9)
+    assert factorize_matrix(X, Y, Wa).rank == 2
+    assert factorize_matrix(X, Y, Wa, rank=0.01).rank == 1
 
 
-def factorized(case: Case, rank: int) -> nn.Module:
-    root = nn.Sequential(case.layer)
-    statistics = collect_statistics(root, [case.inputs], ["0"])
-    decompositions = {"0": decompose(statistics["0"], case.layer.weight)}
-    return factorize_model(root, RankPlan({"0": LayerChoice(rank)}), decompositions)
+def test_fewer_rows_than_inputs_and_dead_outputs_stay_finite() -> None:
+    X, Y, Wa = problem(0, 5, 12, 9)
+    Y[:, 3] = 1
+    solution = factorize_matrix(X, Y, Wa, rank=3)
+    assert bool(torch.isfinite(predict(X, solution)).all())
+    zero = factorize_matrix(torch.zeros(5, 12).double(), Y, Wa, rank=3)
+    assert zero.nmse == pytest.approx(1)
+    assert factorize_matrix(X, torch.ones_like(Y), Wa, rank=3).nmse == 0
 
 
-def relative_error(exact: Tensor, approximate: Tensor) -> float:
-    return float((exact - approximate).square().sum() / (exact - exact.mean(0)).square().sum())
-
-
-@given(cases())
-def test_truncation_error_is_the_measured_error(case: Case) -> None:
-    statistics = collect_statistics(nn.Sequential(case.layer), [case.inputs], ["0"])["0"]
-    errors = decompose(statistics, case.layer.weight).truncation_errors()
-    exact = outputs_as_rows(case.layer, case.inputs)
-    fan_in = case.layer.weight[0].numel()
-    out_size = case.layer.weight.shape[0]
-    for rank in range(1, (fan_in * out_size - 1) // (fan_in + out_size) + 1):
-        measured = relative_error(exact, outputs_as_rows(factorized(case, rank), case.inputs))
-        assert measured == pytest.approx(errors[rank], rel=1e-5, abs=1e-10)
-
-
-@given(cases())
-def test_no_plan_of_a_rank_beats_reduced_rank_regression_and_ours_equals_it(case: Case) -> None:
-    exact = outputs_as_rows(case.layer, case.inputs)
-    rows = inputs_as_rows(case.layer, case.inputs)
-    rank = 2
-    # The textbook: regress the outputs on the inputs, keep the leading directions of the fitted values.
-    centred_rows, centred_out = rows - rows.mean(0), exact - exact.mean(0)
-    fitted = centred_rows @ torch.linalg.lstsq(centred_rows, centred_out, driver="gelsd").solution
-    directions = torch.linalg.svd(fitted, full_matrices=False).Vh[:rank]
-    optimum = relative_error(exact, fitted @ directions.T @ directions + exact.mean(0))
-    ours = relative_error(exact, outputs_as_rows(factorized(case, rank), case.inputs))
-    assert optimum * 0.9999 - 1e-9 <= ours <= optimum * 1.0001 + 1e-9
-
-
-@given(cases())
-def test_full_rank_reproduces_the_layer(case: Case) -> None:
-    statistics = collect_statistics(nn.Sequential(case.layer), [case.inputs], ["0"])["0"]
-    decomposition = decompose(statistics, case.layer.weight)
-    weight, out_size = case.layer.weight.detach(), case.layer.weight.shape[0]
-    bias = None if case.layer.bias is None else case.layer.bias.detach()
-    factors = decomposition.factors(weight, bias, out_size)
-    again = torch.einsum("or,r...->o...", factors.up, factors.down)
-    assert torch.allclose(again, weight, atol=1e-10)
-    assert torch.allclose(factors.bias, torch.zeros(out_size).double() if bias is None else bias, atol=1e-9)
-
-
-@given(cases())
-def test_errors_never_grow_with_rank(case: Case) -> None:
-    statistics = collect_statistics(nn.Sequential(case.layer), [case.inputs], ["0"])["0"]
-    errors = decompose(statistics, case.layer.weight).truncation_errors()
-    assert errors[0] == pytest.approx(1)
-    assert errors[-1] == 0
-    assert all(after <= before for before, after in itertools.pairwise(errors))
-
-
-@pytest.mark.parametrize("kind", ["two rows", "constant inputs", "zero inputs", "zero weights", "dead outputs"])
-def test_degenerate_data_give_finite_factors(kind: str) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"stride": 2, "padding": 1}, {"padding": "same"}, {"groups": 2, "dilation": 2}]
+)
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_convolution_solution_is_what_it_says(settings: dict[str, object], biased: bool) -> None:
     torch.manual_seed(0)
-    layer = nn.Linear(16, 12)
-    inputs = torch.randn(2 if kind == "two rows" else 64, 16)
-    with torch.no_grad():
-        if kind == "constant inputs":
-            inputs[:] = inputs[0]
-        if kind == "zero inputs":
-            inputs.zero_()
-        if kind == "zero weights":
-            layer.weight.zero_()
-        if kind == "dead outputs":
-            layer.weight[3:].zero_()
-    result = factorized(Case(layer, inputs), 4)
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in result.state_dict().values())
-    exact = outputs_as_rows(layer, inputs)
-    ours = outputs_as_rows(result, inputs)
-    assert float((exact - ours).square().mean()) <= float((exact - exact.mean(0)).square().mean()) + 1e-8
+    groups = int(str(settings.get("groups", 1)))
+    X = torch.einsum("bchw,cd->bdhw", torch.randn(4, 8, 10, 10), torch.randn(8, 8)).double()
+    Wa, bias = torch.randn(12, 8 // groups, 3, 3).double(), torch.randn(12).double() * 5 if biased else None
+    solution = factorize_conv2d(X, Wa, rank=4, biasA=bias, **settings)
+    assert solution.rank == 4
+    assert solution.Wb is not None
+    exact = F.conv2d(X, Wa, bias, **settings)  # type: ignore[arg-type]
+    found = F.conv2d(F.conv2d(X, solution.Wa, **settings), solution.Wb, solution.bias, groups=groups)  # type: ignore[arg-type]
+    assert solution.nmse == pytest.approx(relative_error(exact, found, axis=1), rel=1e-6)
+    again = factorize_conv2d(X, solution.Wa, solution.Wb, 2, None, solution.bias, **settings)
+    assert again.rank == 2
+    kept = factorize_conv2d(X, solution.Wa, solution.Wb, 4, None, solution.bias, **settings)
+    assert (kept.rank, kept.Wa is solution.Wa, kept.Wb is solution.Wb) == (-1, True, True)
 
 
-@pytest.mark.parametrize("rank", [8, 32, 60])
-def test_few_rows_do_no_worse_than_plain_pca_and_better_beyond_their_number(rank: int) -> None:
-    """Held-out error with 40 rows of 128 outputs, against the leading directions of the sample alone."""
-    ratios = []
-    for seed in range(5):
-        torch.manual_seed(seed)
-        layer = nn.Linear(128, 128)
-        mix = torch.randn(128, 128) * torch.logspace(0, -1, 128)
-        sample, held_out = torch.randn(40, 128) @ mix, torch.randn(2048, 128) @ mix
-        exact = outputs_as_rows(layer, held_out)
-        ours = relative_error(exact, outputs_as_rows(factorized(Case(layer, sample), rank), held_out))
-        seen = outputs_as_rows(layer, sample)
-        mean = seen.mean(0)
-        top = torch.linalg.svd(seen - mean, full_matrices=False).Vh[:rank]
-        ratios.append(ours / relative_error(exact, (exact - mean) @ top.T @ top + mean))
-    assert max(ratios) <= (0.9 if rank > 40 else 1.001)
+X, Y, WA = problem(0, 20, 6, 5)
+BAD = [
+    ({"rank": 0}, "latent size 0"),
+    ({"rank": -2}, "latent size -2"),
+    ({"rank": 1.5}, "latent size 1.5"),
+    ({"X": X[:0], "Y": Y[:0]}, "is empty"),
+    ({"X": X * float("nan")}, "not finite"),
+    ({"Y": Y[:7]}, "do not fit"),
+    ({"Wa": WA[:4]}, "do not fit"),
+    ({"Wb": torch.zeros(4, 5)}, "does not fit"),
+    ({"bias": torch.zeros(4)}, "bias"),
+]
 
 
-def test_the_bias_carries_what_the_mean_loses() -> None:
-    torch.manual_seed(0)
-    layer = nn.Conv2d(8, 8, 3, padding=1, bias=False).double()
-    inputs = torch.randn(8, 8, 6, 6).double() + 5
-    result = factorized(Case(layer, inputs), 2)
-    twin = result.get_submodule("0")
-    assert isinstance(twin, FactorizedConv2d)
-    shift = outputs_as_rows(result, inputs).mean(0) - outputs_as_rows(layer, inputs).mean(0)
-    assert float(shift.abs().max()) < 1e-9
+@pytest.mark.parametrize(("wrong", "said"), BAD)
+def test_matrices_that_do_not_fit_are_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        factorize_matrix(**({"X": X, "Y": Y, "Wa": WA} | wrong))  # type: ignore[arg-type]
 
 
-def test_a_linear_layer_takes_any_leading_axes() -> None:
-    layer = FactorizedLinear(8, 8, latent_features=2)
-    x = torch.randn(2, 3, 5, 8)
-    expected = F.linear(F.linear(x, layer.module0.weight), layer.module1.weight, layer.module1.bias)
-    assert torch.allclose(layer(x), expected)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rank": 0}, "latent size 0"),
+        ({"X": torch.zeros(2, 5, 6, 6)}, "do not fit"),
+        ({"X": torch.zeros(0, 4, 6, 6)}, "is empty"),
+        ({"X": torch.full((2, 4, 6, 6), float("inf"))}, "not finite"),
+        ({"Wb": torch.zeros(8, 5, 1, 1)}, "does not fit"),
+        ({"biasA": torch.zeros(3)}, "bias"),
+    ],
+)
+def test_convolutions_that_do_not_fit_are_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        factorize_conv2d(**({"X": torch.randn(2, 4, 6, 6), "Wa": torch.randn(8, 4, 3, 3)} | wrong))  # type: ignore[arg-type]

@@ -23,34 +23,34 @@ from ranksearch.plan import LayerChoice, RankPlan
 
 
 class Shared(nn.Module):
-    """One convolution in two places, one grouped, one linear layer whose weight is read and never called."""
+    """One convolution in two places, one depthwise, one linear layer whose weight is read and never called."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.twice = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
         self.again = self.twice[0]
-        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
         self.tiny = nn.Conv2d(8, 1, 1)
         self.read = nn.Linear(8, 8)
         self.head = nn.Linear(8, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.again(self.twice(self.stem(x)))
-        x = self.grouped(x) * torch.sigmoid(self.tiny(x))
+        x = self.depthwise(x) * torch.sigmoid(self.tiny(x))
         return self.head(x.mean((2, 3)) @ self.read.weight)
 
 
 def decomposed(model: nn.Module, inputs: torch.Tensor, names: list[str]) -> dict[str, Decomposition]:
     statistics = collect_statistics(model, [inputs], names)
-    return {name: decompose(statistics[name], model.get_submodule(name).weight) for name in names}
+    return {name: decompose(model.get_submodule(name), statistics[name]) for name in names}
 
 
 def test_profile_names_every_layer_once_and_says_why_others_are_skipped() -> None:
     profile = profile_layers(Shared(), torch.empty(2, 3, 6, 5))
     assert [spec.name for spec in profile.layers] == ["stem", "twice.0", "head"]
-    assert set(profile.skipped) == {"grouped", "tiny", "read"}
-    assert "2 groups" in profile.skipped["grouped"]
+    assert set(profile.skipped) == {"depthwise", "tiny", "read"}
+    assert "nothing to share" in profile.skipped["depthwise"]
     assert "never called" in profile.skipped["read"]
     assert "too small" in profile.skipped["tiny"]
 
@@ -127,7 +127,7 @@ def test_the_result_can_be_copied_pickled_and_trained() -> None:
     ("name", "size", "said"),
     [
         ("nowhere", 2, "lacks"),
-        ("grouped", 2, "2 groups"),
+        ("depthwise", 8, "depthwise"),
         ("head", 4, "exceeds its break-even rank 3"),
         ("twice.1", 2, "not a plain"),
     ],

@@ -1,0 +1,201 @@
+"""What both factorized layers do alike: ranks that are lowered, solutions found and applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ranksearch.factorize.calibration import collect_statistics
+from ranksearch.factorize.decomposition import Factors, Layer, LayerStatistics, decompose
+from ranksearch.factorize.solver import LowRankSolution, relative_error
+from ranksearch.plan import LayerSpec
+
+KernelSize = int | Sequence[int]
+
+
+def pair(kernel_size: KernelSize) -> tuple[int, int]:
+    """Height and width of a kernel."""
+    if isinstance(kernel_size, int):
+        return kernel_size, kernel_size
+    height, width = kernel_size
+    return int(height), int(width)
+
+
+def describe(layer: Layer, name: str | None = None, positions: int = 1) -> LayerSpec:
+    """The shape of a layer, for one position unless told."""
+    said = type(layer).__name__ if name is None else name
+    if isinstance(layer, nn.Linear):
+        return LayerSpec(said, "linear", layer.in_features, layer.out_features, positions)
+    sizes = layer.in_channels, layer.out_channels
+    return LayerSpec(said, "conv2d", *sizes, positions, pair(layer.kernel_size), layer.groups)
+
+
+def settings_of(convolution: nn.Conv2d) -> dict[str, Any]:
+    """What a convolution hands on to its first factor."""
+    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(convolution, name) for name in names}
+
+
+def check_input(input: Tensor, layer: Layer) -> None:
+    """See that a batch fits a layer.
+
+    Raises:
+        ValueError: it is empty, not finite, or of another shape.
+    """
+    convolution = isinstance(layer, nn.Conv2d)
+    expected = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
+    axis = 1 if convolution else -1
+    if input.ndim < 2 or (convolution and input.ndim != 4) or input.shape[axis] != expected:
+        shape = f"[B, {expected}, H, W]" if convolution else f"[..., {expected}]"
+        raise ValueError(f"input of shape {list(input.shape)} does not fit the layer: give {shape}")
+    if input.numel() == 0 or not bool(torch.isfinite(input).all()):
+        raise ValueError(f"input of shape {list(input.shape)} is empty or not finite: give a batch of finite numbers")
+
+
+class FactorizedLayer(nn.Module):
+    """Two factors in the place of one layer; a subclass says how they and their dense product look."""
+
+    __jit_unused_properties__ = (
+        "latent_size",
+        "latent_channels",
+        "latent_features",
+        "in_channels",
+        "in_features",
+        "out_channels",
+        "out_features",
+    )
+    if TYPE_CHECKING:  # for TorchScript would read annotations of a class as its own
+        module0: Layer
+        module1: Layer
+
+    @property
+    def latent_size(self) -> int:
+        """Numbers between the two factors."""
+        return self.module0.weight.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply both factors."""
+        out: Tensor = self.module1(self.module0(x))
+        return out
+
+    def reset_parameters(self) -> None:
+        """Draw both factors anew."""
+        self.module0.reset_parameters()
+        self.module1.reset_parameters()
+
+    def _dense(self) -> Layer:
+        """The layer that the two factors make together."""
+        raise NotImplementedError
+
+    def _set_factors(self, factors: Factors) -> None:
+        """Take the factors over, with the latent size that they have."""
+        raise NotImplementedError
+
+    def _rank(self, size: float) -> int:
+        return describe(self._dense()).rank(size)
+
+    def should_factorize(self, rank: float) -> bool:
+        """Whether a latent size is below the present one: any reduction saves multiply-adds."""
+        return self._rank(rank) < self.latent_size
+
+    @torch.no_grad()
+    def solution_for_rank(self, input: Tensor, rank: float) -> LowRankSolution:
+        """Find the best factors of a smaller latent size for a batch of inputs; nothing is changed.
+
+        Args:
+            input: `[B, in, ...]`, as the layer takes it.
+            rank: the latent size.
+
+        Returns:
+            The solution; at or above the present latent size the present factors, with rank -1.
+
+        Raises:
+            ValueError: the input is empty, not finite, or of another shape.
+        """
+        size = self._rank(rank)
+        before, present = self.module0.weight.detach(), self.module1.weight.detach()
+        if size >= self.latent_size:
+            bias = None if self.module1.bias is None else self.module1.bias.detach()
+            return LowRankSolution(*self._as_solution(before, present), bias, -1, 0.0)
+        dense = self._dense()
+        check_input(input, dense)
+        statistics = collect_statistics(dense, [input], [""])[""]
+        factors = decompose(dense, statistics).factors(dense, size)
+        twin = type(self)._like(dense, size)
+        twin._set_factors(factors)
+        nmse = relative_error(dense(input), twin(input), axis=1 if isinstance(dense, nn.Conv2d) else -1)
+        return LowRankSolution(*self._as_solution(factors.down, twin.module1.weight.detach()), factors.bias, size, nmse)
+
+    def apply_solution(self, solution: LowRankSolution) -> None:
+        """Take a solution's factors over.
+
+        Raises:
+            ValueError: the solution says that nothing was factorized (rank -1); the layer is then unchanged.
+        """
+        if solution.rank == -1 or solution.Wb is None:
+            raise ValueError("a solution of rank -1 is not factorized: keep the layer as it is")
+        down, up = self._as_solution(solution.Wa, solution.Wb)
+        bias = solution.bias if solution.bias is not None else torch.zeros(len(up))
+        self._set_factors(Factors(down, up.flatten(1), bias))
+
+    def set_rank(self, input: Tensor, rank: float) -> None:
+        """Lower the latent size to the best smaller factors for a batch of inputs.
+
+        Raises:
+            ValueError: the size is above the present one, or the input is empty, not finite or of another shape.
+        """
+        size = self._rank(rank)
+        if size > self.latent_size:
+            raise ValueError(f"latent size {size} exceeds the present {self.latent_size}: it can only be lowered")
+        if size < self.latent_size:
+            self.apply_solution(self.solution_for_rank(input, size))
+
+    @staticmethod
+    def _as_solution(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Between a layer's weights and a solution's; the way there is the way back."""
+        return first, second
+
+    @classmethod
+    def _like(cls, layer: Layer, latent_size: int) -> Self:
+        """An empty one for a layer: its settings, device, dtype, memory format, mode and gradient flag."""
+        # Made on the meta device: no random numbers are drawn for weights that are set from elsewhere.
+        twin = cls._of(layer, latent_size).to_empty(device=layer.weight.device)
+        twin.requires_grad_(layer.weight.requires_grad).train(layer.training)
+        if layer.weight.ndim == 4 and layer.weight.is_contiguous(memory_format=torch.channels_last):
+            twin.to(memory_format=torch.channels_last)
+        return twin
+
+    @classmethod
+    def _of(cls, layer: Layer, latent_size: int) -> Self:
+        raise NotImplementedError
+
+    @classmethod
+    def _from(cls, layer: Layer, size: float, input: Tensor | None, statistics: LayerStatistics | None) -> Self:
+        rank = describe(layer).require_saving(describe(layer).rank(size))
+        if input is not None:
+            check_input(input, layer)
+            statistics = collect_statistics(layer, [input], [""])[""]
+        twin = cls._like(layer, rank)
+        twin._set_factors(decompose(layer, statistics).factors(layer, rank))
+        return twin
+
+
+def fill(factor: Layer, weight: Tensor, bias: Tensor | None) -> None:
+    """Give a factor its weights, and the sizes that go with them."""
+    parameter = factor.weight
+    new = weight.reshape(len(weight), *weight.shape[1:]).to(parameter)
+    if parameter.is_meta or parameter.shape == new.shape:
+        with torch.no_grad():
+            parameter.copy_(new)
+    else:
+        factor.weight = nn.Parameter(new.clone(), requires_grad=parameter.requires_grad)
+    if bias is None:
+        return
+    if factor.bias is None:
+        factor.bias = nn.Parameter(bias.to(parameter).clone(), requires_grad=parameter.requires_grad)
+    else:
+        with torch.no_grad():
+            factor.bias.copy_(bias)
