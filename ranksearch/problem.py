@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ranksearch.cost import CostModel, NetworkCost, count_params
 from ranksearch.datasets import Batch, Splits, batches
 from ranksearch.errors import SettingError, UserError
-from ranksearch.factorize import Decomposition, collect_statistics, decompose, profile_layers
+from ranksearch.factorize import Decomposition, collect_sensitivities, collect_statistics, decompose, profile_layers
 from ranksearch.space import SearchSpace, SpaceSettings, build_space
 from ranksearch.training import Evaluation, Recipe, evaluate
 
@@ -30,10 +30,12 @@ class CalibrationSettings:
     Attributes:
         images: how many.
         batch_size: images of a batch.
+        loss_aware: weigh output errors by how much the loss feels them; costs a backward pass over the images.
     """
 
     images: int = 512
     batch_size: int = 64
+    loss_aware: bool = False
 
     def __post_init__(self) -> None:
         for what in ("images", "batch_size"):
@@ -175,11 +177,12 @@ def calibrate(
         images = images[:-1]  # BatchNorm would weigh a few images like a full batch, and cannot use a single one
     names = [layer.spec.name for layer in space.layers]
     statistics = collect_statistics(model, images, names)
+    sensitivities = collect_sensitivities(model, images, names, seed) if settings.loss_aware else {}
     decompositions = {}
     for name in names:
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        decompositions[name] = decompose(layer, statistics[name])
+        decompositions[name] = decompose(layer, statistics[name], sensitivities.get(name))
     log.info(
         "calibration: %d layers from %d images in %.1f s",
         len(names),

@@ -83,3 +83,11 @@ def test_links_and_pictures_exist() -> None:
 def test_schemas_are_schemas() -> None:
     for file in (ROOT / "docs" / "schemas").glob("*.json"):
         jsonschema.Draft202012Validator.check_schema(json.loads(file.read_text()))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_library_snippets_run(index: int) -> None:
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.S) if "ranksearch.factorize" in block]
+    names: dict[str, object] = {}
+    exec(blocks[index], names)
+    assert names["factorized" if index == 0 else "smaller"] is not None

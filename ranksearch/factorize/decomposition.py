@@ -18,9 +18,9 @@ Layer = nn.Conv2d | nn.Linear
 TIE_BREAK = 1e-9
 # Shrinkage is looked for where there are fewer rows than this for each direction.
 ROWS_FOR_EACH_DIRECTION = 4
-# Choosing a strength takes some twenty decompositions, which is too slow for larger ones.
+# Choosing a strength takes some fifteen decompositions, which is too slow for larger ones.
 LARGEST_TO_SHRINK = 1024
-SHRINKAGES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+SHRINKAGES = (1e-4, 1e-3, 0.01, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)

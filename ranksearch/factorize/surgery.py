@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ranksearch.errors import PlanError
-from ranksearch.factorize.base import describe
+from ranksearch.factorize.base import FactorizedLayer, describe
 from ranksearch.factorize.calibration import as_rows, evaluating
 from ranksearch.factorize.decomposition import Decomposition, Layer
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear
@@ -48,11 +48,16 @@ def _reason_to_skip(module: nn.Module, calls: int) -> str | None:
     return None
 
 
-def _tied(model: nn.Module) -> dict[str, str]:
-    """Name of a layer -> reason, for layers whose parameters another module has as well."""
+def _bound(model: nn.Module) -> dict[str, str]:
+    """Name of a layer -> reason, for layers that are bound to others: by a weight, or as a factor."""
     owners: dict[nn.Parameter, str] = {}
-    reasons = {}
+    reasons: dict[str, str] = {}
     for owner, module in model.named_modules():
+        if isinstance(module, FactorizedLayer):
+            prefix = f"{owner}." if owner else ""
+            reasons |= {
+                f"{prefix}{factor}": "a factor of a layer that is factorized" for factor in ("module0", "module1")
+            }
         for parameter in module.parameters(recurse=False):
             first = owners.setdefault(parameter, owner)
             if first != owner:
@@ -85,9 +90,9 @@ def profile_layers(model: nn.Module, example: Tensor) -> LayerProfile:
     # What forward makes by itself, such as positions to embed, must then be on the meta device as well.
     with evaluating(ghost), torch.device("meta"):
         ghost(example.to("meta"))
-    skipped, tied = {}, _tied(model)
+    skipped, bound = {}, _bound(model)
     for name, module in found.items():
-        reason = _reason_to_skip(module, rows[name]) or tied.get(name)
+        reason = _reason_to_skip(module, rows[name]) or bound.get(name)
         if reason is not None:
             skipped[name] = reason
     layers = tuple(describe(found[name], name, rows[name] // len(example)) for name in order if name not in skipped)
@@ -125,7 +130,7 @@ def _layer_to_replace(model: nn.Module, name: str, latent_size: int) -> Layer:
         module = model.get_submodule(name)
     except AttributeError:
         raise PlanError(f"the plan names '{name}', which the model lacks: was it made for another model?") from None
-    reason = _reason_to_skip(module, calls=1)
+    reason = _reason_to_skip(module, calls=1) or _bound(model).get(name)
     if reason is not None:
         raise PlanError(f"'{name}' cannot be factorized ({reason}): leave it dense")
     assert isinstance(module, nn.Conv2d | nn.Linear)

@@ -19,6 +19,7 @@ from ranksearch.factorize import (
     factorize_model,
     profile_layers,
 )
+from ranksearch.factorize.solver import relative_error
 from ranksearch.plan import LayerChoice, RankPlan
 
 
@@ -150,3 +151,22 @@ def test_a_factorized_model_is_not_factorized_again() -> None:
     result = factorize_model(model, plan, decomposed(model, inputs, ["head"]))
     with pytest.raises(PlanError, match="not a plain"):
         factorize_model(result, plan, {})
+    with pytest.raises(PlanError, match=r"'head.module1' cannot be factorized \(a factor of a layer"):
+        factorize_model(result, RankPlan({"head.module1": LayerChoice(1)}), {})
+    again = profile_layers(result, inputs)
+    assert [spec.name for spec in again.layers] == ["stem", "twice.0"]
+    assert "factor" in again.skipped["head.module0"]
+
+
+def test_a_smaller_plan_needs_no_new_calibration() -> None:
+    model = Shared().eval()
+    inputs = torch.randn(16, 3, 6, 5)
+    decompositions = decomposed(model, inputs, ["twice.0", "head"])
+    large, small = (
+        factorize_model(model, RankPlan({"twice.0": LayerChoice(size), "head": LayerChoice(3)}), decompositions)
+        for size in (6, 2)
+    )
+    exact = model.twice(model.stem(inputs)).detach()
+    errors = [relative_error(exact, other.twice(other.stem(inputs)).detach(), axis=1) for other in (large, small)]
+    assert errors[0] < errors[1]
+    assert torch.equal(large.twice[0].module0.weight[:2], small.twice[0].module0.weight)
