@@ -39,6 +39,8 @@ def _reason_to_skip(module: nn.Module, calls: int) -> str | None:
     if isinstance(module, LazyModuleMixin) or type(module) not in (nn.Conv2d, nn.Linear):
         return f"{type(module).__name__} is not a plain Conv2d or Linear"
     assert isinstance(module, nn.Conv2d | nn.Linear)
+    if "weight" not in module._parameters:
+        return "its weight is no parameter but computed by a hook, as pruning does: make it permanent first"
     if calls == 0:
         return "never called by the model's forward: others may read its weight directly"
     if describe(module).break_even_rank == 0:

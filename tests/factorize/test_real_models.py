@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.utils.prune
 import torchvision
 from torch import nn
 
@@ -177,14 +178,17 @@ def test_layers_that_are_not_plain_or_share_weights_are_named() -> None:
             super().__init__()
             self.special = Special(16, 16)
             self.normed = torch.nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
+            with torch.no_grad():
+                self.pruned = torch.nn.utils.prune.l1_unstructured(nn.Linear(16, 16), "weight", 0.5)
             self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
             self.second.weight = self.first.weight
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.second(self.first(self.normed(self.special(x))))
+            return self.second(self.first(self.pruned(self.normed(self.special(x)))))
 
     profile = profile_layers(Model(), torch.empty(2, 16))
     assert profile.layers == ()
     assert "not a plain" in profile.skipped["special"]
     assert "not a plain" in profile.skipped["normed"]
+    assert "computed by a hook" in profile.skipped["pruned"]
     assert profile.skipped["first"] == "shares its weights with 'second'"
