@@ -94,12 +94,13 @@ class FactorizedLayer(nn.Module):
         """Take the factors over, with the latent size that they have."""
         raise NotImplementedError
 
-    def _rank(self, size: float) -> int:
-        return describe(self._dense()).rank(size)
+    def _spec(self) -> LayerSpec:
+        """The shape of the layer that the two factors stand for."""
+        raise NotImplementedError
 
     def should_factorize(self, rank: float) -> bool:
         """Whether a latent size is below the present one: any reduction saves multiply-adds."""
-        return self._rank(rank) < self.latent_size
+        return self._spec().rank(rank) < self.latent_size
 
     @torch.no_grad()
     def solution_for_rank(self, input: Tensor, rank: float) -> LowRankSolution:
@@ -115,7 +116,7 @@ class FactorizedLayer(nn.Module):
         Raises:
             ValueError: the input is empty, not finite, or of another shape.
         """
-        size = self._rank(rank)
+        size = self._spec().rank(rank)
         before, present = self.module0.weight.detach(), self.module1.weight.detach()
         if size >= self.latent_size:
             bias = None if self.module1.bias is None else self.module1.bias.detach()
@@ -133,11 +134,16 @@ class FactorizedLayer(nn.Module):
         """Take a solution's factors over.
 
         Raises:
-            ValueError: the solution says that nothing was factorized (rank -1); the layer is then unchanged.
+            ValueError: the solution says that nothing was factorized (rank -1), or was made for another layer; the
+                layer is then unchanged.
         """
         if solution.rank == -1 or solution.Wb is None:
             raise ValueError("a solution of rank -1 is not factorized: keep the layer as it is")
         down, up = self._as_solution(solution.Wa, solution.Wb)
+        fits = down.shape[1:] == self.module0.weight.shape[1:] and len(up) == len(self.module1.weight)
+        if not fits or len(down) != up.shape[1] * self._spec().groups:
+            shapes = f"{list(solution.Wa.shape)} and {list(solution.Wb.shape)}"
+            raise ValueError(f"a solution of shapes {shapes} does not fit the layer: find one for its own inputs")
         bias = solution.bias if solution.bias is not None else torch.zeros(len(up))
         self._set_factors(Factors(down, up.flatten(1), bias))
 
@@ -147,7 +153,7 @@ class FactorizedLayer(nn.Module):
         Raises:
             ValueError: the size is above the present one, or the input is empty, not finite or of another shape.
         """
-        size = self._rank(rank)
+        size = self._spec().rank(rank)
         if size > self.latent_size:
             raise ValueError(f"latent size {size} exceeds the present {self.latent_size}: it can only be lowered")
         if size < self.latent_size:

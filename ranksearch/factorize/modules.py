@@ -103,6 +103,11 @@ class FactorizedConv2d(FactorizedLayer):
         options = {**settings_of(layer), "device": "meta", "dtype": layer.weight.dtype}
         return cls(layer.in_channels, layer.out_channels, latent_channels=latent_size, **options)
 
+    def _spec(self) -> LayerSpec:
+        first = self.module0
+        name, sizes = type(self).__name__, (self.in_channels, self.out_channels)
+        return LayerSpec(name, "conv2d", *sizes, 1, pair(first.kernel_size), first.groups)
+
     def _dense(self) -> nn.Conv2d:
         first, groups = self.module0, self.module0.groups
         with torch.no_grad():
@@ -201,6 +206,9 @@ class FactorizedLinear(FactorizedLayer):
     def _as_solution(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         # A solution multiplies rows from the right, a linear layer's weight from the left.
         return first.mT, second.mT
+
+    def _spec(self) -> LayerSpec:
+        return LayerSpec(type(self).__name__, "linear", self.in_features, self.out_features, 1)
 
     def _dense(self) -> nn.Linear:
         dense = nn.Linear(self.in_features, self.out_features, device="meta")

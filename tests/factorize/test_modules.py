@@ -159,6 +159,8 @@ def test_ranks_go_down_only_and_equal_ones_do_nothing() -> None:
     assert same.rank == -1
     with pytest.raises(ValueError, match="rank -1 is not factorized"):
         layer.apply_solution(same)
+    with pytest.raises(ValueError, match="does not fit the layer"):
+        layer.apply_solution(FactorizedLinear(16, 12, latent_features=5).solution_for_rank(x, 3))
     for wrong in (torch.randn(0, 16), torch.randn(8, 15), torch.full((8, 16), float("nan"))):
         with pytest.raises(ValueError, match="input of shape"):
             layer.set_rank(wrong, 2)
