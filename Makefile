@@ -4,21 +4,21 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 .PHONY: help search test check .venv
 
-help:  ## say what can be made
-	@grep -E '^[a-z.]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## /  make \1 |/' | column -t -s '|'
+help: ## say what can be made
+	@awk -F ':.*## ' '/^[a-z.]+: .*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-search: .venv  ## find latent sizes for a ResNet-20 on real digits, in a few minutes
+search: .venv ## find latent sizes for a ResNet-20 on real digits, in a few minutes
 	$(BIN)/python -m ranksearch
 
-check: .venv  ## lint, format and types
+check: .venv ## lint, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-test: check  ## check, then the tests
+test: check ## check, then the tests
 	$(BIN)/python -m pytest
 
-.venv: .venv/.complete  ## the environment alone
+.venv: .venv/.complete ## the environment alone
 
 # Made anew in place when the project's requirements change; complete only once pip has succeeded.
 .venv/.complete: pyproject.toml constraints.txt
