@@ -61,7 +61,7 @@ def whole_network() -> dict[str, float]:
     collecting, statistics = timed(lambda: collect_statistics(model, batches, names), 3)
     layers = {name: model.get_submodule(name) for name in names}
     decomposing, decompositions = timed(lambda: {name: decompose(layers[name], statistics[name]) for name in names})
-    plan = RankPlan({spec.name: LayerChoice(spec.rank(spec.break_even_rank // 2)) for spec in profile.layers})
+    plan = RankPlan({spec.name: LayerChoice(spec.whole_groups(spec.break_even_rank // 2)) for spec in profile.layers})
     building, _ = timed(lambda: factorize_model(model, plan, decompositions), 3)
     kept = sum(half.scatter.numel() * 8 for entry in statistics.values() for half in entry.halves)
     batch = batches[0].numel() * 4

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ranksearch.factorize.dry_run import dry_run
 from ranksearch.plan import LayerSpec, RankPlan
 
 
@@ -56,18 +56,20 @@ class MacsCost:
         return spec.macs_at(rank)
 
 
-@torch.no_grad()
 def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
-    """Measure the multiply-accumulates of one example by running a copy of the model on shapes alone.
+    """Measure the multiply-accumulates of one example, see `dry_run`.
 
     Args:
         model: is not touched.
         input_shape: of one example, `[C, H, W]`.
     """
-    ghost = copy.deepcopy(model).to("meta").eval()
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        ghost(torch.empty(1, *input_shape))
-    return int(counter.get_total_flops()) // 2
+
+    def count(_: nn.Module, run: Callable[[], None]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return int(counter.get_total_flops()) // 2
+
+    return dry_run(model, torch.empty(1, *input_shape, device="meta"), count)
 
 
 def count_params(model: nn.Module) -> int:

@@ -78,8 +78,21 @@ class LayerSpec:
         return self.groups * ((self.fan_in * out - 1) // (self.fan_in + out))
 
     def rank(self, size: float) -> int:
-        """The rank of a latent size as users write it; fractions and ints are rounded down to whole groups."""
+        """The rank of a latent size as users write it; a fraction is rounded down to whole groups.
+
+        Raises:
+            PlanError: the size is out of range, or an int that is no multiple of the groups.
+        """
         rank = resolve_latent_size(size, self.in_size, self.out_size)
+        whole = self.whole_groups(rank)
+        if isinstance(size, int) and whole != rank:
+            raise PlanError(
+                f"latent size {rank} for '{self.name}' is no multiple of its {self.groups} groups: use {whole}"
+            )
+        return whole
+
+    def whole_groups(self, rank: int) -> int:
+        """A rank rounded down to the same number for every group, at least 1."""
         return max(self.groups, rank // self.groups * self.groups)
 
     def require_saving(self, rank: int) -> int:
@@ -88,11 +101,7 @@ class LayerSpec:
         Raises:
             PlanError: it is above the break-even rank, or no multiple of the groups.
         """
-        if rank % self.groups:
-            raise PlanError(
-                f"latent size {rank} for '{self.name}' is no multiple of its {self.groups} groups: "
-                f"use {self.rank(rank)}"
-            )
+        self.rank(rank)
         if rank > self.break_even_rank:
             raise PlanError(
                 f"latent size {rank} for '{self.name}' exceeds its break-even rank {self.break_even_rank}: "

@@ -193,8 +193,13 @@ class SearchSpace:
 
 def _choices(spec: LayerSpec, rule: Rule) -> LayerSpace:
     limit = spec.break_even_rank
-    low, step = spec.require_saving(spec.rank(rule.low)), spec.rank(rule.step)
-    high = limit if rule.high is None else min(limit, spec.rank(rule.high))
+
+    def rank(size: float) -> int:
+        # One rule serves many layers, so ints too mean whole groups here.
+        return spec.whole_groups(resolve_latent_size(size, spec.in_size, spec.out_size))
+
+    low, step = spec.require_saving(rank(rule.low)), rank(rule.step)
+    high = limit if rule.high is None else min(limit, rank(rule.high))
     if low > high:
         raise UserError(
             f"space rule '{rule.match}' gives '{spec.name}' low={low} above high={high}: lower low, or raise high"

@@ -25,12 +25,19 @@ def test_break_even_is_the_largest_rank_that_saves(
     assert spec.macs_at(rank + groups) >= spec.dense_macs
 
 
-@given(sizes, sizes, st.integers(1, 8), st.one_of(st.integers(1, 600), st.floats(0.001, 0.999)))
-def test_ranks_are_whole_groups_and_at_least_one_of_each(wide: int, narrow: int, groups: int, size: float) -> None:
-    rank = LayerSpec("any", "conv2d", wide * groups, narrow * groups, 1, (3, 3), groups).rank(size)
+@given(sizes, sizes, st.integers(1, 8), st.floats(0.001, 0.999), st.integers(1, 600))
+def test_ranks_are_whole_groups_and_at_least_one_of_each(
+    wide: int, narrow: int, groups: int, share: float, size: int
+) -> None:
+    spec = LayerSpec("any", "conv2d", wide * groups, narrow * groups, 1, (3, 3), groups)
+    rank = spec.rank(share)
     assert rank % groups == 0
-    assert groups <= rank
-    assert rank <= max(groups, size if isinstance(size, int) else size * min(wide, narrow) * groups)
+    assert groups <= rank <= max(groups, share * min(wide, narrow) * groups)
+    if size % groups:
+        with pytest.raises(PlanError, match=f"no multiple of its {groups} groups: use {spec.whole_groups(size)}"):
+            spec.rank(size)
+    else:
+        assert spec.rank(size) == size
 
 
 @given(st.dictionaries(st.text(min_size=1), st.integers(1, 512)))

@@ -39,6 +39,22 @@ def settings_of(convolution: nn.Conv2d) -> dict[str, Any]:
     return {name: getattr(convolution, name) for name in names}
 
 
+def statistics_of(layer: Layer, input: Tensor) -> LayerStatistics:
+    """The statistics of one layer for one batch.
+
+    Raises:
+        ValueError: the batch is empty, not finite, or of a shape that cannot go through the layer.
+    """
+    check_input(input, layer)
+    try:
+        return collect_statistics(layer, [input], [""])[""]
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"input of shape {list(input.shape)} cannot go through ({reason}): give larger images"
+        ) from None
+
+
 def check_input(input: Tensor, layer: Layer) -> None:
     """See that a batch fits a layer.
 
@@ -51,6 +67,8 @@ def check_input(input: Tensor, layer: Layer) -> None:
     if input.ndim < 2 or (convolution and input.ndim != 4) or input.shape[axis] != expected:
         shape = f"[B, {expected}, H, W]" if convolution else f"[..., {expected}]"
         raise ValueError(f"input of shape {list(input.shape)} does not fit the layer: give {shape}")
+    if input.dtype != layer.weight.dtype:
+        raise ValueError(f"input of {input.dtype} does not fit weights of {layer.weight.dtype}: convert one of them")
     if input.numel() == 0 or not bool(torch.isfinite(input).all()):
         raise ValueError(f"input of shape {list(input.shape)} is empty or not finite: give a batch of finite numbers")
 
@@ -122,9 +140,7 @@ class FactorizedLayer(nn.Module):
             bias = None if self.module1.bias is None else self.module1.bias.detach()
             return LowRankSolution(*self._as_solution(before, present), bias, -1, 0.0)
         dense = self._dense()
-        check_input(input, dense)
-        statistics = collect_statistics(dense, [input], [""])[""]
-        factors = decompose(dense, statistics).factors(dense, size)
+        factors = decompose(dense, statistics_of(dense, input)).factors(dense, size)
         twin = type(self)._like(dense, size)
         twin._set_factors(factors)
         nmse = relative_error(dense(input), twin(input), axis=1 if isinstance(dense, nn.Conv2d) else -1)
@@ -145,10 +161,14 @@ class FactorizedLayer(nn.Module):
             shapes = f"{list(solution.Wa.shape)} and {list(solution.Wb.shape)}"
             raise ValueError(f"a solution of shapes {shapes} does not fit the layer: find one for its own inputs")
         bias = solution.bias if solution.bias is not None else torch.zeros(len(up))
+        if bias.shape != (len(up),) or not all(bool(torch.isfinite(part).all()) for part in (down, up, bias)):
+            raise ValueError(f"a solution with a bias {list(bias.shape)} does not fit, or is not finite: find another")
         self._set_factors(Factors(down, up.flatten(1), bias))
 
     def set_rank(self, input: Tensor, rank: float) -> None:
         """Lower the latent size to the best smaller factors for a batch of inputs.
+
+        A layer without a bias gets one, for the mean that the lost directions had.
 
         Raises:
             ValueError: the size is above the present one, or the input is empty, not finite or of another shape.
@@ -170,6 +190,8 @@ class FactorizedLayer(nn.Module):
         # Made on the meta device: no random numbers are drawn for weights that are set from elsewhere.
         twin = cls._of(layer, latent_size).to_empty(device=layer.weight.device)
         twin.requires_grad_(layer.weight.requires_grad).train(layer.training)
+        if layer.bias is not None and twin.module1.bias is not None:
+            twin.module1.bias.requires_grad_(layer.bias.requires_grad)
         if layer.weight.ndim == 4 and layer.weight.is_contiguous(memory_format=torch.channels_last):
             twin.to(memory_format=torch.channels_last)
         return twin
@@ -182,8 +204,7 @@ class FactorizedLayer(nn.Module):
     def _from(cls, layer: Layer, size: float, input: Tensor | None, statistics: LayerStatistics | None) -> Self:
         rank = describe(layer).require_saving(describe(layer).rank(size))
         if input is not None:
-            check_input(input, layer)
-            statistics = collect_statistics(layer, [input], [""])[""]
+            statistics = statistics_of(layer, input)
         twin = cls._like(layer, rank)
         twin._set_factors(decompose(layer, statistics).factors(layer, rank))
         return twin
@@ -197,7 +218,10 @@ def fill(factor: Layer, weight: Tensor, bias: Tensor | None) -> None:
         with torch.no_grad():
             parameter.copy_(new)
     else:
-        factor.weight = nn.Parameter(new.clone(), requires_grad=parameter.requires_grad)
+        new = new.clone()
+        if new.ndim == 4 and not parameter.is_contiguous():
+            new = new.contiguous(memory_format=torch.channels_last)
+        factor.weight = nn.Parameter(new, requires_grad=parameter.requires_grad)
     if bias is None:
         return
     if factor.bias is None:

@@ -111,7 +111,9 @@ def collect_statistics(
     """
     observers = {name: _Observer(_layer(model, name)) for name in layers}
     handles = [
-        model.get_submodule(name).register_forward_hook(observer, with_kwargs=True)
+        model.get_submodule(name).register_forward_hook(
+            observer, with_kwargs=True, prepend=True
+        )  # before hooks that change the output
         for name, observer in observers.items()
     ]
     with _hooked(handles), evaluating(model):

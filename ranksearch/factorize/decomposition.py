@@ -165,11 +165,11 @@ def decompose(
         shrinkage: strength of the mixture; None chooses it.
 
     Raises:
-        ValueError: the statistics or the weights are not finite.
+        ValueError: statistics, sensitivity or weights are not finite, hold no rows, or do not fit.
     """
     groups = groups_of(layer)
     weight = _grouped_weight(layer, groups)
-    root, inverse = (None, None) if sensitivity is None else _square_roots(sensitivity)
+    root, inverse = (None, None) if sensitivity is None else _square_roots(sensitivity, weight)
     weighted = weight if root is None else root @ weight
     # Coordinates are those of an orthonormal frame of the outputs; `frame` is None where they are the outputs.
     frame, mapped, halves, shift = None, weighted, [], torch.zeros_like(weight[:, :, 0])
@@ -186,17 +186,20 @@ def decompose(
             bias = 0 if layer.bias is None else layer.bias.detach().cpu().double().reshape(groups, -1)
             shift = everything.mean - bias
             outer = root
+        if count == 0:
+            raise ValueError("calibration saw no rows of the layer: give batches that are not empty")
         covariance, *halves = (
             moments.covariance if outer is None else outer @ moments.covariance @ outer.mT
             for moments in (everything, *statistics.halves)
+            if moments.count
         )
     if not bool(torch.isfinite(covariance).all()):
         raise ValueError("layer outputs or weights are not finite: check the calibration images and the weights")
     prior = mapped @ mapped.mT
     if shrinkage is None:
         size = covariance.shape[-1]
-        scarce = count is not None and count < ROWS_FOR_EACH_DIRECTION * size and size <= LARGEST_TO_SHRINK
-        shrinkage = _chosen_shrinkage(halves, prior) if scarce else TIE_BREAK
+        scarce = len(halves) == 2 and count is not None and count < ROWS_FOR_EACH_DIRECTION * size
+        shrinkage = _chosen_shrinkage(halves, prior) if scarce and size <= LARGEST_TO_SHRINK else TIE_BREAK
     directions = _directions(covariance, prior, shrinkage)
     energies = _energies(directions, covariance)
     basis = directions if frame is None else frame @ directions
@@ -245,9 +248,17 @@ def _chosen_shrinkage(halves: list[Tensor], prior: Tensor) -> float:
     return best / 8 if harmless.get(best, 0.0) > 0 else TIE_BREAK
 
 
-def _square_roots(sensitivity: Tensor) -> tuple[Tensor, Tensor]:
+def _square_roots(sensitivity: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The square root of each group's matrix and its inverse, with a floor below which directions count alike."""
+    groups, out = weight.shape[:2]
+    if sensitivity.shape != (groups, out, out) or not bool(torch.isfinite(sensitivity).all()):
+        raise ValueError(
+            f"a sensitivity of shape {list(sensitivity.shape)} does not fit or is not finite: "
+            f"give finite numbers of shape {[groups, out, out]}"
+        )
     values, vectors = torch.linalg.eigh((sensitivity + sensitivity.mT).double().cpu() / 2)
-    floor = (values.mean(-1, keepdim=True) * 1e-4).clamp_min(1e-300)
-    roots = values.clamp_min(0).add(floor).sqrt()
+    # Of mean 1, for errors are shares and the factors should stay of one size.
+    mean = values.clamp_min(0).mean()
+    values = values.clamp_min(0) / mean if mean > 0 else torch.ones_like(values)
+    roots = (values + 1e-4).sqrt()
     return vectors * roots[:, None, :] @ vectors.mT, vectors / roots[:, None, :] @ vectors.mT

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ranksearch.factorize.base import FactorizedLayer, KernelSize, describe, fill, pair, settings_of
 from ranksearch.factorize.decomposition import Factors, Layer, LayerStatistics
@@ -92,9 +93,14 @@ class FactorizedConv2d(FactorizedLayer):
             statistics: of the module's calibration, instead of a batch. Without either, the weights themselves are
                 kept as well as their number allows.
 
+        A bias is always there afterwards, for the mean that the lost directions had.
+
         Raises:
             PlanError: the latent size saves no multiply-adds.
+            ValueError: the module is another, or the input is empty, not finite or of another shape.
         """
+        if type(module) is not nn.Conv2d:
+            raise ValueError(f"a {type(module).__name__} is not a plain Conv2d: only that can be factorized")
         return cls._from(module, latent_channels, input, statistics)
 
     @classmethod
@@ -194,6 +200,8 @@ class FactorizedLinear(FactorizedLayer):
         Raises:
             PlanError: the latent size saves no multiply-adds.
         """
+        if type(module) is not nn.Linear:
+            raise ValueError(f"a {type(module).__name__} is not a plain Linear: only that can be factorized")
         return cls._from(module, latent_features, input, statistics)
 
     @classmethod
@@ -236,7 +244,9 @@ def factorizing_could_speedup(module: nn.Module, latent_size: float) -> bool:
     """
     if isinstance(module, FactorizedLayer):
         return module.should_factorize(latent_size)
-    if not isinstance(module, nn.Conv2d | nn.Linear):
+    if not isinstance(module, nn.Conv2d | nn.Linear) or isinstance(module, LazyModuleMixin):
         return False
     spec = describe(module)
+    if isinstance(latent_size, int) and latent_size % spec.groups:
+        return False  # no such layer can be
     return spec.rank(latent_size) <= spec.break_even_rank

@@ -44,7 +44,8 @@ def relative_error(target: Tensor, found: Tensor, axis: int = -1) -> float:
     missed = float((rows - found.double().movedim(axis, -1).flatten(0, -2)).square().sum())
     variance = float((rows - rows.mean(0)).square().sum())
     if variance == 0:
-        return 0.0 if missed <= 1e-12 * float(rows.square().sum()) + 1e-300 else float("inf")
+        rounding = (10 * torch.finfo(found.dtype).eps) ** 2 if found.is_floating_point() else 0.0
+        return 0.0 if missed <= rounding * float(rows.square().sum()) else float("inf")
     return missed / variance
 
 
@@ -158,28 +159,36 @@ def factorize_conv2d(
     groups = conv2d_kwargs.get("groups", 1)
     if X.ndim != 4 or Wa.ndim != 4 or X.shape[1] != Wa.shape[1] * groups or len(Wa) % groups:
         raise ValueError(f"X {list(X.shape)} and Wa {list(Wa.shape)} do not fit: give [B, C, H, W] and [k, C, kh, kw]")
-    if Wb is not None and (Wb.ndim != 4 or Wb.shape[1] * groups != len(Wa) or Wb.shape[2:] != (1, 1)):
+    if Wb is not None and (
+        Wb.ndim != 4 or Wb.shape[1] * groups != len(Wa) or Wb.shape[2:] != (1, 1) or len(Wb) % groups
+    ):
         raise ValueError(f"Wb {list(Wb.shape)} does not fit Wa {list(Wa.shape)}: give [O, k, 1, 1]")
-    weight, bias = Wa, biasA
+    for name, part, outputs in (("biasA", biasA, len(Wa)), ("biasB", biasB, len(Wa if Wb is None else Wb))):
+        if part is not None and part.shape != (outputs,):
+            raise ValueError(f"{name} {list(part.shape)} does not fit {outputs} outputs: give one number for each")
+    weight, bias = Wa, biasA if biasB is None or Wb is not None else biasB
     if Wb is not None:
         up = Wb.reshape(groups, -1, len(Wa) // groups)
         weight = (up @ Wa.reshape(groups, len(Wa) // groups, -1)).reshape(len(Wb), *Wa.shape[1:])
         from_first = None if biasA is None else (up @ biasA.reshape(groups, -1, 1)).flatten()
         given = [part for part in (from_first, biasB) if part is not None]
         bias = sum(given[1:], given[0]) if given else None
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"a bias {list(bias.shape)} does not fit {len(weight)} outputs: give one number for each")
     size = LayerSpec(
         "convolution", "conv2d", X.shape[1], len(weight), 1, (weight.shape[2], weight.shape[3]), groups
     ).rank(rank)
     present = len(weight) if Wb is None else len(Wa)
     if size >= min(present, len(weight), weight[0].numel() * groups):
-        return LowRankSolution(Wa, Wb, bias if Wb is None or biasA is None else biasB, -1, 0.0)
+        return LowRankSolution(Wa, Wb, bias, -1, 0.0)
     dense = nn.Conv2d(X.shape[1], len(weight), weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]  # a size is a tuple
     dense.weight = nn.Parameter(weight, requires_grad=False)
     dense.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     X = X.to(weight)  # noqa: N806
-    factors = decompose(dense, collect_statistics(dense, [X], [""])[""]).factors(dense, size)
+    try:
+        statistics = collect_statistics(dense, [X], [""])[""]
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"X {list(X.shape)} cannot go through the kernel ({reason}): give larger images") from None
+    factors = decompose(dense, statistics).factors(dense, size)
     first = nn.Conv2d(X.shape[1], size, weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]
     first.weight = nn.Parameter(factors.down, requires_grad=False)
     up = factors.up[:, :, None, None]

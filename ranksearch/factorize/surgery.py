@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ranksearch.errors import PlanError
 from ranksearch.factorize.base import FactorizedLayer, describe
-from ranksearch.factorize.calibration import as_rows, evaluating
+from ranksearch.factorize.calibration import as_rows
 from ranksearch.factorize.decomposition import Decomposition, Layer
+from ranksearch.factorize.dry_run import dry_run, watch_layer
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear
 from ranksearch.plan import LayerSpec, RankPlan
 
@@ -35,14 +36,14 @@ class LayerProfile:
     classifier: str | None
 
 
-def _reason_to_skip(module: nn.Module, calls: int) -> str | None:
+def _reason_to_skip(module: nn.Module, positions: int) -> str | None:
     if isinstance(module, LazyModuleMixin) or type(module) not in (nn.Conv2d, nn.Linear):
         return f"{type(module).__name__} is not a plain Conv2d or Linear"
     assert isinstance(module, nn.Conv2d | nn.Linear)
     if "weight" not in module._parameters:
         return "its weight is no parameter but computed by a hook, as pruning does: make it permanent first"
-    if calls == 0:
-        return "never called by the model's forward: others may read its weight directly"
+    if positions == 0:
+        return "never called for every example: its weight may be read directly"
     if describe(module).break_even_rank == 0:
         if isinstance(module, nn.Conv2d) and 1 < module.groups == module.out_channels:
             return "depthwise convolution: nothing to share among its outputs"
@@ -68,38 +69,53 @@ def _bound(model: nn.Module) -> dict[str, str]:
     return reasons
 
 
-@torch.no_grad()
+@dataclass
+class _Run:
+    """What one run of a model showed: layer name -> rows that it gave, in the order of the first calls."""
+
+    rows: dict[str, int]
+    read: set[str]
+
+
+def _watch_layers(ghost: nn.Module, run: Callable[[], None]) -> _Run:
+    seen = _Run({}, set())
+
+    def watch(name: str, layer: nn.Module) -> None:
+        def count(output: Tensor) -> None:
+            seen.rows[name] = seen.rows.get(name, 0) + len(as_rows(output, layer))
+
+        watch_layer(layer, count, lambda: seen.read.add(name))
+
+    for name, module in ghost.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            watch(name, module)
+    run()
+    return seen
+
+
 def profile_layers(model: nn.Module, example: Tensor) -> LayerProfile:
     """Find the layers that can be factorized, with their shapes and positions.
 
-    The model runs once, on shapes alone: a copy of it on the meta device.
+    The model runs once, see `dry_run`.
 
     Args:
         model: is not touched.
         example: one batch of inputs, `[B, ...]`, on any device; only its shape and dtype matter.
     """
-    ghost = copy.deepcopy(model).to("meta")
-    found = {name: module for name, module in ghost.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
-    rows = dict.fromkeys(found, 0)
-    order: dict[str, None] = {}
+    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    seen = dry_run(model, example, _watch_layers)
+    bound = _bound(model)
+    bound |= {name: "its weight is also read by other code than its own" for name in seen.read}
+    skipped = {}
     for name, module in found.items():
-
-        def count(module: nn.Module, _: object, output: Tensor, name: str = name) -> None:
-            rows[name] += len(as_rows(output, module))
-            order[name] = None
-
-        module.register_forward_hook(count)
-    # What forward makes by itself, such as positions to embed, must then be on the meta device as well.
-    with evaluating(ghost), torch.device("meta"):
-        ghost(example.to("meta"))
-    skipped, bound = {}, _bound(model)
-    for name, module in found.items():
-        reason = _reason_to_skip(module, rows[name]) or bound.get(name)
+        reason = _reason_to_skip(module, seen.rows.get(name, 0) // len(example)) or bound.get(name)
         if reason is not None:
             skipped[name] = reason
-    layers = tuple(describe(found[name], name, rows[name] // len(example)) for name in order if name not in skipped)
-    convolutions = [name for name in order if isinstance(found[name], nn.Conv2d)]
-    linears = [name for name in order if isinstance(found[name], nn.Linear)]
+    layers = tuple(
+        describe(found[name], name, rows // len(example)) for name, rows in seen.rows.items() if name not in skipped
+    )
+    convolutions = [name for name in seen.rows if isinstance(found[name], nn.Conv2d)]
+    linears = [name for name in seen.rows if isinstance(found[name], nn.Linear)]
     return LayerProfile(layers, skipped, next(iter(convolutions), None), next(reversed(linears), None))
 
 
@@ -124,6 +140,7 @@ def _empty_twin(layer: Layer, latent_size: int) -> FactorizedConv2d | Factorized
         twin = FactorizedLinear._like(layer, latent_size)
     for name in HOOKS:
         getattr(twin, name).update(getattr(layer, name))
+    twin._is_full_backward_hook = layer._is_full_backward_hook
     return twin
 
 
@@ -132,7 +149,7 @@ def _layer_to_replace(model: nn.Module, name: str, latent_size: int) -> Layer:
         module = model.get_submodule(name)
     except AttributeError:
         raise PlanError(f"the plan names '{name}', which the model lacks: was it made for another model?") from None
-    reason = _reason_to_skip(module, calls=1) or _bound(model).get(name)
+    reason = _reason_to_skip(module, positions=1) or _bound(model).get(name)
     if reason is not None:
         raise PlanError(f"'{name}' cannot be factorized ({reason}): leave it dense")
     assert isinstance(module, nn.Conv2d | nn.Linear)

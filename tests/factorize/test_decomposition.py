@@ -276,3 +276,20 @@ def test_a_linear_layer_takes_any_leading_axes() -> None:
     x = torch.randn(2, 3, 5, 8)
     expected = F.linear(F.linear(x, layer.module0.weight), layer.module1.weight, layer.module1.bias)
     assert torch.allclose(layer(x), expected)
+
+
+def test_odd_sensitivities_are_refused_or_harmless() -> None:
+    layer = nn.Linear(16, 16).half()
+    for harmless in (torch.zeros(1, 16, 16), 1e-14 * torch.eye(16)[None], 1e14 * torch.eye(16)[None]):
+        factors = decompose(layer, sensitivity=harmless).factors(layer, 4)
+        assert bool(torch.isfinite(factors.up).all() and torch.isfinite(factors.down).all())
+        assert float(factors.up.abs().max()) < 10
+    for wrong in (torch.eye(16), torch.full((1, 16, 16), float("nan"))):
+        with pytest.raises(ValueError, match="does not fit or is not finite"):
+            decompose(layer, sensitivity=wrong)
+
+
+def test_no_rows_are_refused() -> None:
+    layer = nn.Linear(16, 16)
+    with pytest.raises(ValueError, match="no rows"):
+        decompose(layer, collect_statistics(nn.Sequential(layer), [torch.randn(0, 16)], ["0"])["0"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ranksearch.errors import PlanError
-from ranksearch.factorize import FactorizedConv2d, FactorizedLinear, factorizing_could_speedup
+from ranksearch.factorize import FactorizedConv2d, FactorizedLinear, LowRankSolution, factorizing_could_speedup
 from ranksearch.factorize.solver import relative_error
 from ranksearch.plan import LayerSpec
 
@@ -178,3 +178,54 @@ def test_state_dicts_and_scripts_load(layer: FactorizedConv2d | FactorizedLinear
     assert torch.equal(twin(x), layer(x))
     layer.reset_parameters()
     assert not torch.equal(twin(x), layer(x))
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_one_example_is_enough(layer: nn.Module) -> None:
+    x = batch(layer)[:1]
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in made(layer, 4, input=x).state_dict().values())
+
+
+def test_flags_and_formats_are_carried_over() -> None:
+    linear = nn.Linear(16, 16)
+    linear.bias.requires_grad_(False)
+    factorized = FactorizedLinear.from_linear(linear.eval(), 4)
+    assert [parameter.requires_grad for parameter in factorized.parameters()] == [True, True, False]
+    assert not factorized.module0.training
+    conv = FactorizedConv2d(16, 16, 3, 8).to(memory_format=torch.channels_last)
+    conv.set_rank(torch.randn(4, 16, 6, 6), 4)
+    assert conv.module0.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_grouped_ranks_are_refused_unless_whole() -> None:
+    layer, x = FactorizedConv2d(16, 16, 3, 8, groups=4), torch.randn(4, 16, 6, 6)
+    for size in (11, 7, 1):
+        with pytest.raises(ValueError, match="no multiple of its 4 groups"):
+            layer.set_rank(x, size)
+    layer.set_rank(x, 4)
+    assert layer.latent_size == 4
+    assert not factorizing_could_speedup(nn.Conv2d(16, 16, 3, groups=4), 13)
+    assert not factorizing_could_speedup(nn.LazyConv2d(8, 3), 2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "said"),
+    [
+        (nn.Conv2d(8, 8, 5), torch.randn(2, 8, 3, 3), "cannot go through"),
+        (nn.Conv2d(8, 8, 3), torch.randn(2, 8, 9, 9).double(), "does not fit weights of torch.float32"),
+        (nn.Conv2d(8, 8, 3), torch.randn(2, 7, 9, 9), "does not fit the layer"),
+        (FactorizedConv2d(8, 8, 3, 4), torch.randn(2, 8, 9, 9), "is not a plain Conv2d"),
+    ],
+)
+def test_inputs_and_layers_that_do_not_fit_are_refused(layer: nn.Module, x: torch.Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        FactorizedConv2d.from_conv2d(layer, 2, input=x)  # type: ignore[arg-type]
+
+
+def test_a_solution_that_does_not_fit_changes_nothing() -> None:
+    layer = FactorizedLinear(16, 16, latent_features=5)
+    kept = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    for bias in (torch.randn(7), torch.full((16,), float("nan"))):
+        with pytest.raises(ValueError, match="does not fit, or is not finite"):
+            layer.apply_solution(LowRankSolution(torch.randn(16, 3), torch.randn(3, 16), bias, 3, 0.0))
+    assert all(torch.equal(kept[name], tensor) for name, tensor in layer.state_dict().items())

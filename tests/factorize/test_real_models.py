@@ -59,7 +59,7 @@ def some_layers(name: str) -> RankPlan:
     """A plan of eight layers all over the network, at half their break-even ranks."""
     specs = [spec for spec in profiled(name).layers if spec.out_size <= 1024]
     chosen = specs[:: max(1, len(specs) // 8)][:8]
-    return RankPlan({spec.name: LayerChoice(spec.rank(max(1, spec.break_even_rank // 2))) for spec in chosen})
+    return RankPlan({spec.name: LayerChoice(spec.whole_groups(spec.break_even_rank // 2)) for spec in chosen})
 
 
 @pytest.mark.parametrize("name", NAMES)

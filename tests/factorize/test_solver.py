@@ -121,8 +121,22 @@ def test_matrices_that_do_not_fit_are_refused(wrong: dict[str, object], said: st
         ({"X": torch.full((2, 4, 6, 6), float("inf"))}, "not finite"),
         ({"Wb": torch.zeros(8, 5, 1, 1)}, "does not fit"),
         ({"biasA": torch.zeros(3)}, "bias"),
+        ({"biasB": torch.zeros(3)}, "bias"),
+        ({"X": torch.randn(2, 4, 2, 2)}, "cannot go through"),
     ],
 )
 def test_convolutions_that_do_not_fit_are_refused(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         factorize_conv2d(**({"X": torch.randn(2, 4, 6, 6), "Wa": torch.randn(8, 4, 3, 3)} | wrong))  # type: ignore[arg-type]
+
+
+def test_biases_of_both_factors_are_kept_together() -> None:
+    X, Wa, Wb = torch.randn(2, 4, 6, 6).double(), torch.randn(5, 4, 3, 3).double(), torch.randn(8, 5, 1, 1).double()
+    first, second = torch.randn(5).double(), torch.randn(8).double()
+    exact = F.conv2d(F.conv2d(X, Wa, first), Wb, second)
+    kept = factorize_conv2d(X, Wa, Wb, 5, first, second)
+    assert torch.allclose(F.conv2d(F.conv2d(X, kept.Wa), Wb, kept.bias), exact)
+    lower = factorize_conv2d(X, Wa, Wb, 4, first, second)
+    assert lower.Wb is not None
+    found = F.conv2d(F.conv2d(X, lower.Wa), lower.Wb, lower.bias)
+    assert lower.nmse == pytest.approx(relative_error(exact, found, axis=1))

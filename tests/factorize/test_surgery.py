@@ -170,3 +170,48 @@ def test_a_smaller_plan_needs_no_new_calibration() -> None:
     errors = [relative_error(exact, other.twice(other.stem(inputs)).detach(), axis=1) for other in (large, small)]
     assert errors[0] < errors[1]
     assert torch.equal(large.twice[0].module0.weight[:2], small.twice[0].module0.weight)
+
+
+class Reader(nn.Module):
+    """Calls a layer and reads its weight too, makes tensors of its own, and holds one that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.plain, self.once = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.own = torch.ones(1, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.plain(self.read(x.to(self.read.weight.dtype))) + torch.arange(16)
+        return x - self.own + self.once(self.own)
+
+
+def test_layers_that_others_depend_on_are_named_and_odd_forwards_are_no_obstacle() -> None:
+    profile = profile_layers(Reader(), torch.empty(4, 16))
+    assert [spec.name for spec in profile.layers] == ["plain"]
+    assert "also read by other code" in profile.skipped["read"]
+    assert "never called for every example" in profile.skipped["once"]
+
+
+def test_an_encoder_with_a_fast_path_still_takes_it() -> None:
+    model = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+    x = torch.randn(2, 5, 32)
+    profile = profile_layers(model, x)
+    plan = RankPlan({spec.name: LayerChoice(4) for spec in profile.layers})
+    result = factorize_model(model, plan, decomposed(model, x, [name for name, _ in plan]))
+    with torch.no_grad():
+        assert result(x).shape == x.shape
+    assert {"linear1", "linear2"} <= set(profile.skipped)
+
+
+def test_hooks_that_change_outputs_do_not_disturb_the_statistics() -> None:
+    inputs = torch.randn(256, 32)
+    layer, hooked = nn.Linear(32, 16), nn.Linear(32, 16)
+    hooked.load_state_dict(layer.state_dict())
+    hooked.register_forward_hook(lambda module, args, output: output * 3 + torch.arange(16.0) * 5)
+    plain, other = (collect_statistics(nn.Sequential(each), [inputs], ["0"])["0"].all for each in (layer, hooked))
+    assert torch.equal(plain.covariance, other.covariance)
+    calls: list[int] = []
+    hooked.register_full_backward_hook(lambda module, before, after: calls.append(1))
+    result = factorize_model(hooked, RankPlan({"": LayerChoice(4)}), {"": decompose(hooked)})
+    result(inputs.requires_grad_()).sum().backward()
+    assert calls == [1]

@@ -1,0 +1,76 @@
+"""Running a copy of a model for what can be seen on the way: shapes, not numbers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Seen = TypeVar("Seen")
+
+
+@torch.no_grad()
+def dry_run(model: nn.Module, example: Tensor, watch: Callable[[nn.Module, Callable[[], None]], Seen]) -> Seen:
+    """Run a copy of the model, in eval mode, on an example's shape.
+
+    The copy is on the meta device, where nothing is computed. A forward that needs numbers, or tensors that are not
+    the model's own, fails there; it then runs on zeros where the model is.
+
+    Args:
+        model: is not touched.
+        example: a batch of inputs; only its shape and dtype matter.
+        watch: is given the copy and what runs it, and returns what it saw.
+    """
+    meta = torch.device("meta")
+    try:
+        return _on(meta, model, example, watch)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):
+        parameter = next(model.parameters(), None)
+        return _on(example.device if parameter is None else parameter.device, model, example, watch)
+
+
+def _on(
+    device: torch.device, model: nn.Module, example: Tensor, watch: Callable[[nn.Module, Callable[[], None]], Seen]
+) -> Seen:
+    ghost = copy.deepcopy(model).to(device).eval()
+
+    def run() -> None:
+        # What forward makes by itself, such as positions to embed, must then be on the same device.
+        with device:
+            ghost(torch.zeros(example.shape, dtype=example.dtype, device=device))
+
+    return watch(ghost, run)
+
+
+def watch_layer(layer: nn.Module, on_call: Callable[[Tensor], None], on_read: Callable[[], None]) -> None:
+    """Call back at every output of a layer, and at every read of its weight by anything but its own forward.
+
+    No hook is used: PyTorch's transformer layers leave their fast path, which reads weights, where they see one.
+
+    Args:
+        layer: becomes an instance of a class of its own, so only ever a copy's.
+        on_call: is given each output.
+        on_read: is called at each foreign read of the weight or the bias.
+    """
+    calling = False
+
+    class Watched(type(layer)):  # type: ignore[misc]  # a class made at run time
+        def __getattr__(self, name: str) -> Any:
+            if name in ("weight", "bias") and not calling:
+                on_read()
+            return super().__getattr__(name)
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            nonlocal calling
+            calling = True
+            try:
+                output = super().forward(*args, **kwargs)
+            finally:
+                calling = False
+            on_call(output)
+            return output
+
+    layer.__class__ = Watched
