@@ -18,6 +18,7 @@ from ranksearch.config import RunConfig
 from ranksearch.datasets import Splits
 from ranksearch.errors import DivergedError, UserError
 from ranksearch.finalize import Finalized, finalize
+from ranksearch.loading import is_trusted
 from ranksearch.models import is_torchvision, weights_fit
 from ranksearch.problem import Problem, calibrate
 from ranksearch.progress import progress
@@ -107,7 +108,7 @@ def _load_call(best: Path, job: Job) -> str:
 
 
 def _is_ours(job: Job) -> bool:
-    return str(job.recipe["_target_"]).startswith("ranksearch.models.")
+    return is_trusted(str(job.recipe["_target_"]))
 
 
 def _run_trials(job: Job, problem: Problem) -> None:

@@ -92,8 +92,13 @@ def _make(recipe: Any, trust: bool) -> Any:
     return _find_builder(str(recipe["_target_"]), trust)(**arguments) if "_target_" in recipe else arguments
 
 
+def is_trusted(target: str) -> bool:
+    """Whether `load` calls a builder without being told to trust it: those of ranksearch's own."""
+    return target.startswith("ranksearch.models.")
+
+
 def _find_builder(target: str, trust: bool) -> Callable[..., Any]:
-    if not (trust or target.startswith("ranksearch.models.")):
+    if not (trust or is_trusted(target)):
         raise PlanError(
             f"the plan is built by '{target}', which is not part of ranksearch: pass trust=True if you trust it"
         )

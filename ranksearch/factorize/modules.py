@@ -10,7 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ranksearch.factorize.base import FactorizedLayer, KernelSize, describe, fill, pair, settings_of
 from ranksearch.factorize.decomposition import Factors, Layer, LayerStatistics
-from ranksearch.plan import LayerSpec, resolve_latent_size
+from ranksearch.plan import LayerSpec
 
 
 class FactorizedConv2d(FactorizedLayer):
@@ -45,10 +45,7 @@ class FactorizedConv2d(FactorizedLayer):
         super().__init__()
         kernel, groups = pair(kernel_size), kwargs.get("groups", 1)
         spec = LayerSpec("convolution", "conv2d", in_channels, out_channels, 1, kernel, groups)
-        latent = resolve_latent_size(latent_channels, in_channels, out_channels)
-        if isinstance(latent_channels, float):
-            latent = spec.rank(latent)  # a fraction means whole groups; an int means itself
-        spec.require_saving(latent)
+        latent = spec.require_saving(spec.rank(latent_channels))
         bias = kwargs.pop("bias", True)
         shared = {key: kwargs[key] for key in ("groups", "device", "dtype") if key in kwargs}
         self.module0 = nn.Conv2d(in_channels, latent, kernel, bias=False, **kwargs)

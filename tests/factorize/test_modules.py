@@ -55,6 +55,7 @@ def test_the_state_dict_has_the_names_that_others_know() -> None:
 
 
 def test_grouped_latent_sizes_are_whole_groups() -> None:
+    assert FactorizedConv2d(24, 24, 3, groups=4).latent_size == 4  # a quarter of 24 is 6, one of each group
     layer = FactorizedConv2d(16, 16, 3, 8, groups=4)
     assert layer(torch.randn(1, 16, 5, 5)).shape == (1, 16, 3, 3)
     with pytest.raises(PlanError, match="no multiple of its 4 groups: use 4"):
