@@ -1,7 +1,13 @@
 """ranksearch finds the latent size of every layer of a trained network."""
 
 from ranksearch.errors import PlanError, UserError
-from ranksearch.factorize import collect_statistics, decompose, factorize_model, profile_layers
+from ranksearch.factorize import (
+    collect_statistics,
+    decompose,
+    decompose_schemes,
+    factorize_model,
+    profile_layers,
+)
 from ranksearch.loading import load
 from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
 
@@ -13,6 +19,7 @@ __all__ = [
     "UserError",
     "collect_statistics",
     "decompose",
+    "decompose_schemes",
     "factorize_model",
     "load",
     "profile_layers",

@@ -17,13 +17,13 @@ class LayerOptions:
 
     Attributes:
         name: of the layer.
-        latent_sizes: one per option; None stands for dense.
-        errors: truncation error of each option, 0 to 1.
+        choices: one per option, a scheme and a latent size; None stands for dense.
+        errors: share of the output's variance that each option loses.
         costs: of each option, in the cost model's unit.
     """
 
     name: str
-    latent_sizes: tuple[int | None, ...]
+    choices: tuple[LayerChoice | None, ...]
     errors: tuple[float, ...]
     costs: tuple[int, ...]
 
@@ -74,9 +74,9 @@ def allocate(layers: Sequence[LayerOptions], budget: int) -> RankPlan:
     _spend_rest(errors, costs, chosen, budget - total(chosen))
     return RankPlan(
         {
-            layer.name: LayerChoice(size)
+            layer.name: choice
             for layer, index in zip(layers, chosen, strict=True)
-            if (size := layer.latent_sizes[index]) is not None
+            if (choice := layer.choices[index]) is not None
         }
     )
 

@@ -9,8 +9,8 @@ from ranksearch.baseline import BaselineSettings
 from ranksearch.errors import SettingError
 from ranksearch.finalize import FinalizeSettings
 from ranksearch.problem import CalibrationSettings
+from ranksearch.rules import SpaceSettings
 from ranksearch.search import Constraint, StudySettings
-from ranksearch.space import SpaceSettings
 from ranksearch.training import Recipe
 
 TASKS = ("search",)

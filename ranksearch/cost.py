@@ -32,8 +32,8 @@ class CostModel(Protocol):
         """A layer's cost as it stands."""
         ...
 
-    def at_rank(self, spec: LayerSpec, rank: int) -> int:
-        """A layer's cost once it is factorized."""
+    def at_rank(self, spec: LayerSpec, rank: int, scheme: str) -> int:
+        """A layer's cost once it is factorized by a scheme."""
         ...
 
 
@@ -51,9 +51,9 @@ class MacsCost:
         """Multiply-accumulates of the dense layer."""
         return spec.dense_macs
 
-    def at_rank(self, spec: LayerSpec, rank: int) -> int:
+    def at_rank(self, spec: LayerSpec, rank: int, scheme: str) -> int:
         """Multiply-accumulates of both factors."""
-        return spec.macs_at(rank)
+        return spec.macs_at(rank, scheme)
 
 
 def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
@@ -96,5 +96,5 @@ class NetworkCost:
         saved = 0
         for name, choice in plan:
             spec = self.layers[name]
-            saved += self.model.dense(spec) - self.model.at_rank(spec, choice.latent_size)
+            saved += self.model.dense(spec) - self.model.at_rank(spec, choice.latent_size, choice.scheme)
         return self.dense - saved

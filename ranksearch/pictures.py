@@ -16,6 +16,8 @@ from ranksearch.records import FrontPoint, TrialRecord
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#B8B8B8", "#222222"
+DENSE = "dense"
+COLORS = {"full": BLUE, "vertical": GREEN, "horizontal": "#56B4E9", "pointwise": "#CC79A7", DENSE: BLACK}
 
 
 def to_svg(figure: Figure) -> str:
@@ -86,53 +88,52 @@ def _speedup_axis(axes: Axes, dense: float) -> None:
 
 
 def draw_latent_sizes(problem: Problem, point: FrontPoint) -> Figure:
-    """Draw one plan: for every layer its latent size beside its break-even rank and its dense width."""
+    """Draw one plan: for every layer its scheme and its latent size beside its break-even rank and its dense width."""
     layers = problem.space.layers
-    figure = Figure(figsize=(8, 1.2 + 0.2 * len(layers)), layout="constrained")
+    figure = Figure(figsize=(8, 1.4 + 0.2 * len(layers)), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(layers))
+    choices = [point.result.plan.layers.get(layer.spec.name) for layer in layers]
     widths = [layer.spec.out_size for layer in layers]
-    sizes = [point.result.plan.latent_size(layer.spec.name) for layer in layers]
+    sizes = [width if c is None else c.latent_size for c, width in zip(choices, widths, strict=True)]
+    limits = [
+        layer.spec.break_even_rank("full" if c is None else c.scheme) for layer, c in zip(layers, choices, strict=True)
+    ]
     axes.barh(rows, widths, color="#E8E8E8", label="output channels or features")
-    axes.barh(
-        rows,
-        [s or w for s, w in zip(sizes, widths, strict=True)],
-        color=[BLUE if s else BLACK for s in sizes],
-        height=0.55,
-        label="latent size (black: dense)",
-    )
-    axes.scatter(
-        [layer.spec.break_even_rank for layer in layers],
-        rows,
-        marker="|",
-        s=90,
-        color=ORANGE,
-        label="break-even rank",
-        zorder=3,
-    )
-    for row, (size, width) in enumerate(zip(sizes, widths, strict=True)):
-        axes.text(width, row, f" {size}" if size else " dense", va="center", fontsize=7)
+    for kind, color in COLORS.items():
+        drawn = [row for row, c in enumerate(choices) if (DENSE if c is None else c.scheme) == kind]
+        if drawn:
+            label = f"latent size, {kind}" if kind != DENSE else kind
+            axes.barh(drawn, [sizes[row] for row in drawn], color=color, height=0.55, label=label)
+    axes.scatter(limits, rows, marker="|", s=90, color=ORANGE, label="break-even rank", zorder=3)
+    for row, choice in enumerate(choices):
+        said = DENSE if choice is None else f"{choice.latent_size} {choice.scheme}"
+        axes.text(max(widths[row], sizes[row], limits[row]), row, f"  {said}", va="center", fontsize=7)
     axes.set_yticks(rows, [layer.spec.name for layer in layers], fontsize=7)
+    axes.set_xmargin(0.15)
     axes.invert_yaxis()
     axes.set_title(f"trial {point.number}: {point.result.speedup:.2f}x", fontsize=10)
-    figure.legend(fontsize=7, loc="outside lower center", ncols=3)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=4)
     return figure
 
 
 def draw_heat_map(problem: Problem, points: Sequence[FrontPoint]) -> Figure:
-    """Draw all plans of the front: layers down, plans across, the share of each layer's MACs that is kept."""
+    """Draw all plans of the front: layers down, plans across, the share of its MACs that each layer keeps."""
     layers = problem.space.layers
     kept = np.ones((len(layers), len(points)))
-    for row, layer in enumerate(layers):
-        for column, point in enumerate(points):
-            size = point.result.plan.latent_size(layer.spec.name)
-            if size is not None:
-                kept[row, column] = layer.spec.macs_at(size) / layer.spec.dense_macs
     figure = Figure(figsize=(min(8.0, 3.6 + 0.5 * len(points)), 1.4 + 0.2 * len(layers)), layout="constrained")
     axes = figure.subplots()
+    for row, layer in enumerate(layers):
+        for column, point in enumerate(points):
+            choice = point.result.plan.layers.get(layer.spec.name)
+            if choice is not None:
+                kept[row, column] = layer.spec.macs_at(choice.latent_size, choice.scheme) / layer.spec.dense_macs
+                color = "white" if kept[row, column] < 0.5 else BLACK
+                letter = choice.scheme[0].upper()
+                axes.text(column, row, letter, color=color, ha="center", va="center", fontsize=6)
     image = axes.imshow(kept, aspect="auto", cmap="viridis", vmin=0, vmax=1)
     axes.set_yticks(range(len(layers)), [layer.spec.name for layer in layers], fontsize=7)
     axes.set_xticks(range(len(points)), [f"{point.result.speedup:.1f}x" for point in points], fontsize=7, rotation=90)
-    axes.set_xlabel("plans of the front, by speedup")
+    axes.set_xlabel("plans of the front, by speedup; letters: Full, Vertical, Horizontal, Pointwise")
     figure.colorbar(image, label="share of the layer's MACs kept (1 = dense)")
     return figure

@@ -10,7 +10,31 @@ from typing import Any, Literal
 
 from ranksearch.errors import PlanError
 
-SCHEMES = ("full",)
+# Scheme -> whether the first factor takes the kernel's rows, and whether it takes its columns; the second factor
+# has the rest. Whatever a convolution sets for each axis (stride, padding, dilation) goes with the axis.
+FIRST_AXES: Mapping[str, tuple[bool, bool]] = MappingProxyType(
+    {"full": (True, True), "vertical": (True, False), "horizontal": (False, True), "pointwise": (False, False)}
+)
+SCHEMES = tuple(FIRST_AXES)
+
+
+def check_scheme(scheme: object) -> str:
+    """Give a scheme's name back.
+
+    Raises:
+        PlanError: there is no such scheme.
+    """
+    if not isinstance(scheme, str) or scheme not in FIRST_AXES:
+        raise PlanError(f"scheme {scheme!r} is unknown: use one of {', '.join(SCHEMES)}")
+    return scheme
+
+
+def split_kernel(kernel_size: tuple[int, int], scheme: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of both factors' kernels."""
+    rows, columns = FIRST_AXES[scheme]
+    height, width = kernel_size
+    first = height if rows else 1, width if columns else 1
+    return first, (height // first[0], width // first[1])
 
 
 def resolve_latent_size(size: float, in_size: int, out_size: int) -> int:
@@ -49,6 +73,8 @@ class LayerSpec:
         positions: outputs of ``out_size`` numbers that the layer computes for one example, over all its calls.
         kernel_size: height and width; ``(1, 1)`` for linear layers.
         groups: of a convolution; every group is factorized by itself, so its latent size is a multiple of them.
+        latent_positions: scheme -> positions of the map between the two factors, for one example, over all its
+            calls; ``positions`` for a scheme that is not named.
     """
 
     name: str
@@ -58,6 +84,7 @@ class LayerSpec:
     positions: int
     kernel_size: tuple[int, int] = (1, 1)
     groups: int = 1
+    latent_positions: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for what in ("in_size", "out_size", "positions", "groups"):
@@ -72,10 +99,52 @@ class LayerSpec:
         return self.in_size // self.groups * prod(self.kernel_size)
 
     @property
-    def break_even_rank(self) -> int:
-        """The largest rank that still saves multiply-adds; 0 where none does."""
-        out = self.out_size // self.groups
-        return self.groups * ((self.fan_in * out - 1) // (self.fan_in + out))
+    def schemes(self) -> tuple[str, ...]:
+        """The schemes that the layer can have and that save multiply-adds at some rank."""
+        return tuple(
+            scheme for scheme in SCHEMES if self._reason_against(scheme) is None and self.break_even_rank(scheme) > 0
+        )
+
+    def _reason_against(self, scheme: str) -> str | None:
+        """Why a layer of this shape cannot have a scheme that is known."""
+        if scheme == "full":
+            return None
+        height, width = self.kernel_size
+        if self.kind == "linear" or max(height, width) == 1:
+            return "there is no kernel to split"
+        if self.in_size == self.out_size == self.groups:
+            return "its groups have one channel each"
+        if scheme != "pointwise" and min(height, width) == 1:
+            return f"a kernel of {height}x{width} is a strip itself"
+        return None
+
+    def require_scheme(self, scheme: str) -> str:
+        """Give the scheme back if a layer of this shape can have it.
+
+        Raises:
+            PlanError: it cannot, or there is no such scheme.
+        """
+        reason = self._reason_against(check_scheme(scheme))
+        if reason is not None:
+            others = [other for other in SCHEMES if self._reason_against(other) is None]
+            raise PlanError(f"scheme '{scheme}' does not fit '{self.name}' ({reason}): use {' or '.join(others)}")
+        return scheme
+
+    def _weights(self, scheme: str) -> tuple[int, int]:
+        """Numbers that one latent channel has in the first and in the second factor."""
+        first, second = split_kernel(self.kernel_size, scheme)
+        return self.in_size // self.groups * prod(first), self.out_size // self.groups * prod(second)
+
+    def _macs_of_rank_one(self, scheme: str) -> int:
+        first, second = self._weights(scheme)
+        return first * self.latent_positions.get(scheme, self.positions) + second * self.positions
+
+    def break_even_rank(self, scheme: str = "full") -> int:
+        """The largest rank that still saves both multiply-adds and weights; 0 where none does."""
+        weights = self.fan_in * (self.out_size // self.groups)
+        by_weights = (weights - 1) // sum(self._weights(scheme))
+        by_macs = (weights * self.positions - 1) // self._macs_of_rank_one(scheme)
+        return self.groups * min(by_weights, by_macs)
 
     def rank(self, size: float) -> int:
         """The rank of a latent size as users write it; a fraction is rounded down to whole groups.
@@ -95,16 +164,19 @@ class LayerSpec:
         """A rank rounded down to the same number for every group, at least 1."""
         return max(self.groups, rank // self.groups * self.groups)
 
-    def require_saving(self, rank: int) -> int:
+    def require_saving(self, rank: int, scheme: str = "full") -> int:
         """Give the rank back if it saves multiply-adds.
 
         Raises:
-            PlanError: it is above the break-even rank, or no multiple of the groups.
+            PlanError: it is above the scheme's break-even rank, or no multiple of the groups, or the layer cannot have
+                the scheme.
         """
+        self.require_scheme(scheme)
         self.rank(rank)
-        if rank > self.break_even_rank:
+        if rank > (limit := self.break_even_rank(scheme)):
+            of_scheme = "" if scheme == "full" else f" of scheme '{scheme}'"
             raise PlanError(
-                f"latent size {rank} for '{self.name}' exceeds its break-even rank {self.break_even_rank}: "
+                f"latent size {rank} for '{self.name}' exceeds its break-even rank {limit}{of_scheme}: "
                 "lower it, or leave the layer dense"
             )
         return rank
@@ -114,9 +186,9 @@ class LayerSpec:
         """Multiply-accumulates of the dense layer for one example."""
         return self.fan_in * self.out_size * self.positions
 
-    def macs_at(self, rank: int) -> int:
+    def macs_at(self, rank: int, scheme: str = "full") -> int:
         """Multiply-accumulates of the factorized layer for one example."""
-        return rank * (self.fan_in + self.out_size // self.groups) * self.positions
+        return rank * self._macs_of_rank_one(scheme)
 
 
 @dataclass(frozen=True)
@@ -129,8 +201,7 @@ class LayerChoice:
     def __post_init__(self) -> None:
         if isinstance(self.latent_size, bool) or not isinstance(self.latent_size, int) or self.latent_size < 1:
             raise PlanError(f"latent size {self.latent_size!r} of a plan must be an int >= 1")
-        if self.scheme not in SCHEMES:
-            raise PlanError(f"scheme {self.scheme!r} is unknown: use one of {', '.join(SCHEMES)}")
+        check_scheme(self.scheme)
 
 
 @dataclass(frozen=True)

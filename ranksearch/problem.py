@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,15 @@ from torch import Tensor, nn
 from ranksearch.cost import CostModel, NetworkCost, count_params
 from ranksearch.datasets import Batch, Splits, batches
 from ranksearch.errors import SettingError, UserError
-from ranksearch.factorize import Decomposition, collect_sensitivities, collect_statistics, decompose, profile_layers
-from ranksearch.space import SearchSpace, SpaceSettings, build_space
+from ranksearch.factorize import (
+    Decomposition,
+    collect_sensitivities,
+    collect_statistics,
+    decompose_schemes,
+    profile_layers,
+)
+from ranksearch.rules import SpaceSettings, build_space
+from ranksearch.space import SearchSpace
 from ranksearch.training import Evaluation, Recipe, evaluate
 
 log = logging.getLogger(__name__)
@@ -51,7 +58,8 @@ class Problem:
         model: the dense model, in eval mode.
         splits: the data.
         space: what a trial may choose.
-        decompositions: of every layer in the space.
+        decompositions: layer name -> scheme -> decomposition, of every layer in the space.
+        errors: layer name -> scheme -> the error that is expected at rank 0, 1, ...
         calibration: inputs to recalibrate with, each `[B, C, H, W]`.
         baseline: the dense model on the validation split.
         params: of the dense model.
@@ -64,7 +72,8 @@ class Problem:
     model: nn.Module
     splits: Splits
     space: SearchSpace
-    decompositions: Mapping[str, Decomposition]
+    decompositions: Mapping[str, Mapping[str, Decomposition]]
+    errors: Mapping[str, Mapping[str, Sequence[float]]]
     calibration: tuple[Tensor, ...]
     baseline: Evaluation
     params: int
@@ -72,11 +81,6 @@ class Problem:
     recipe: Recipe
     seed: int
     device: torch.device
-
-    @property
-    def truncation_errors(self) -> dict[str, list[float]]:
-        """Layer name -> truncation error at rank 0, 1, ..."""
-        return {name: decomposition.truncation_errors() for name, decomposition in self.decompositions.items()}
 
     def speedup(self, cost: int) -> float:
         """Dense cost over a cost."""
@@ -176,16 +180,20 @@ def calibrate(
     if len(images) > 1 and len(images[-1]) < settings.batch_size:
         images = images[:-1]  # BatchNorm would weigh a few images like a full batch, and cannot use a single one
     names = [layer.spec.name for layer in space.layers]
-    statistics = collect_statistics(model, images, names)
+    statistics = collect_statistics(model, images, names, space.schemes)
     sensitivities = collect_sensitivities(model, images, names, seed) if settings.loss_aware else {}
-    decompositions = {}
-    for name in names:
+    decompositions, errors = {}, {}
+    for choices in space.layers:
+        name = choices.spec.name
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        decompositions[name] = decompose(layer, statistics[name], sensitivities.get(name))
+        by_scheme = decompose_schemes(layer, statistics[name], sensitivities.get(name), choices.schemes)
+        decompositions[name] = by_scheme
+        errors[name] = {scheme: decomposition.expected_errors() for scheme, decomposition in by_scheme.items()}
     log.info(
-        "calibration: %d layers from %d images in %.1f s",
+        "calibration: %d layers, %d ways to factorize them, from %d images in %.1f s",
         len(names),
+        sum(map(len, decompositions.values())),
         sum(map(len, images)),
         time.perf_counter() - start,
     )
@@ -194,6 +202,7 @@ def calibrate(
         splits=splits,
         space=space,
         decompositions=decompositions,
+        errors=errors,
         calibration=images,
         baseline=evaluate(model, batches(splits.validation, EVALUATION_BATCH, device, splits.workers)),
         params=count_params(model),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from ranksearch.files import write_text
 from ranksearch.finalize import Finalized
 from ranksearch.pictures import draw_front, draw_heat_map, draw_latent_sizes, to_svg
+from ranksearch.plan import SCHEMES, RankPlan
 from ranksearch.problem import Problem
 from ranksearch.records import FrontPoint, TrialRecord
 
@@ -136,7 +138,7 @@ def write_report(
     if points:
         parts.append(_front_table(points, picked))
         shown = next((point for point in points if point.number == picked), points[-1])
-        parts.append("<h2>Latent size of every layer</h2>")
+        parts.append("<h2>Scheme and latent size of every layer</h2>")
         parts.append(
             _figure(
                 to_svg(draw_latent_sizes(problem, shown)),
@@ -166,12 +168,17 @@ def _headline(problem: Problem, points: Sequence[FrontPoint], finalized: Finaliz
     )
 
 
+def _by_scheme(plan: RankPlan) -> str:
+    counts = Counter(choice.scheme for _, choice in plan)
+    return ", ".join(f"{counts[scheme]} {scheme}" for scheme in SCHEMES if counts[scheme]) or "all dense"
+
+
 def _figure(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _front_table(points: Sequence[FrontPoint], picked: int) -> str:
-    head = ("trial", "from", "MACs", "speedup", "params", "validation before", "validation after fine-tuning")
+    head = ("trial", "from", "MACs", "speedup", "params", "validation before", "after fine-tuning", "layers by scheme")
     rows = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
     for point in points:
         r = point.result
@@ -183,6 +190,7 @@ def _front_table(points: Sequence[FrontPoint], picked: int) -> str:
             f"{r.params:,}",
             f"{r.accuracy_before:.2%}",
             f"{r.accuracy:.2%}",
+            _by_scheme(r.plan),
         )
         mark = ' class="picked"' if point.number == picked else ""
         rows.append(f"<tr{mark}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")

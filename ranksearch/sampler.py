@@ -6,19 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from optuna import Study, Trial
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from ranksearch.space import SearchSpace
+from ranksearch.space import SearchSpace, Value
 
 
-def suggest(trial: Trial, space: SearchSpace) -> dict[str, int]:
-    """Ask a trial for one int per layer."""
-    return {
-        layer.spec.name: trial.suggest_int(layer.spec.name, layer.low, layer.largest_value, step=layer.step)
-        for layer in space.layers
-    }
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """A trial's parameters: for every layer a latent size, and a scheme where there are several."""
+    found: dict[str, BaseDistribution] = {}
+    for layer in space.layers:
+        if len(layer.schemes) > 1:
+            found[layer.scheme_parameter] = CategoricalDistribution(layer.schemes)
+        found[layer.spec.name] = IntDistribution(layer.low, layer.largest_value, step=layer.step)
+    return found
+
+
+def suggest(trial: Trial, space: SearchSpace) -> dict[str, Value]:
+    """Ask a trial for its values."""
+    return {name: trial._suggest(name, distribution) for name, distribution in distributions(space).items()}
 
 
 class FeasibleSampler(BaseSampler):
@@ -38,15 +45,13 @@ class FeasibleSampler(BaseSampler):
         self._proposer = proposer
         self._space = space
         self._budget = budget
-        self._distributions: dict[str, BaseDistribution] = {
-            layer.spec.name: IntDistribution(layer.low, layer.largest_value, step=layer.step) for layer in space.layers
-        }
+        self._distributions = distributions(space)
 
     def __str__(self) -> str:
         return f"Feasible({self._proposer})"
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All layers: their sizes are drawn together."""
+        """All layers: their schemes and sizes are drawn together."""
         return dict(self._distributions)
 
     def sample_relative(

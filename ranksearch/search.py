@@ -19,8 +19,8 @@ from ranksearch.errors import DivergedError, SettingError, UserError
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.records import CLOSED_FORM, INTERRUPTED, REASON, RESULT, TrialRecord, finished, read_trial
-from ranksearch.sampler import FeasibleSampler, suggest
-from ranksearch.space import SearchSpace
+from ranksearch.sampler import FeasibleSampler, distributions, suggest
+from ranksearch.space import SearchSpace, Value
 from ranksearch.trial import evaluate_plan
 
 SETTINGS = "settings"
@@ -136,11 +136,11 @@ def check_sampler(proposer: BaseSampler, space: SearchSpace, budget: int) -> Non
 
 
 def closed_form_plans(problem: Problem, count: int) -> list[RankPlan]:
-    """The plans of least truncation error at several budgets, from the constraint's downwards, each once.
+    """The plans of least expected error at several budgets, from the constraint's downwards, each once.
 
     The lowest budget is a quarter of the constraint's, or the lowest that the space reaches.
     """
-    space, errors = problem.space, problem.truncation_errors
+    space, errors = problem.space, problem.errors
     lowest = max(space.cost.of(space.cheapest), problem.budget / 4)
     ratio = (lowest / problem.budget) ** (1 / max(count - 1, 1))
     budgets = [max(int(problem.budget * ratio**index), space.cost.of(space.cheapest)) for index in range(count)]
@@ -183,14 +183,14 @@ def _objective(study: Study, trial: Trial, problem: Problem) -> tuple[float, flo
         return _score(trial, suggest(trial, problem.space), problem)
     except KeyboardInterrupt:
         trial.set_user_attr(REASON, INTERRUPTED)
-        if len(trial.params) == len(problem.space.layers):
+        if trial.params.keys() == distributions(problem.space).keys():
             # The plan is not lost: a later run takes it up.
             study.enqueue_trial(trial.params, user_attrs={CLOSED_FORM: trial.user_attrs.get(CLOSED_FORM, False)})
         raise
 
 
-def _score(trial: Trial, values: Mapping[str, int], problem: Problem) -> tuple[float, float]:
-    outside = [name for name, value in values.items() if not problem.space.allows(name, value)]
+def _score(trial: Trial, values: Mapping[str, Value], problem: Problem) -> tuple[float, float]:
+    outside = [layer.spec.name for layer in problem.space.layers if not layer.allows(values)]
     if outside:
         _prune(trial, f"outside the space: latent size {values[outside[0]]} for '{outside[0]}'")
     plan = problem.space.plan(values)

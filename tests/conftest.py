@@ -18,8 +18,8 @@ from ranksearch.cost import MacsCost
 from ranksearch.datasets import Splits, digits, endless_batches
 from ranksearch.models import cifar_resnet
 from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
+from ranksearch.rules import SpaceSettings
 from ranksearch.search import Constraint
-from ranksearch.space import SpaceSettings
 from ranksearch.training import Recipe, train
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=40)

@@ -15,7 +15,8 @@ from ranksearch.cost import MacsCost
 from ranksearch.datasets import Splits
 from ranksearch.errors import UserError
 from ranksearch.problem import CalibrationSettings, calibrate, describe_space
-from ranksearch.space import SearchSpace, SpaceSettings
+from ranksearch.rules import SpaceSettings
+from ranksearch.space import SearchSpace
 from ranksearch.training import Recipe
 
 

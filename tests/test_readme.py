@@ -19,8 +19,8 @@ from test_app import BRIEF, call
 
 import ranksearch
 from ranksearch.config import RunConfig
+from ranksearch.rules import SpaceSettings
 from ranksearch.schema import freeze, mergeable
-from ranksearch.space import SpaceSettings
 
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = [

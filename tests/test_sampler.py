@@ -11,8 +11,9 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from ranksearch.cost import MacsCost, NetworkCost
 from ranksearch.factorize import LayerProfile
 from ranksearch.plan import LayerSpec
+from ranksearch.rules import SpaceSettings, build_space
 from ranksearch.sampler import FeasibleSampler, suggest
-from ranksearch.space import SearchSpace, SpaceSettings, build_space
+from ranksearch.space import SearchSpace
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),

@@ -12,8 +12,9 @@ from ranksearch.cost import MacsCost, NetworkCost
 from ranksearch.errors import UserError
 from ranksearch.factorize import LayerProfile
 from ranksearch.plan import LayerSpec
+from ranksearch.rules import Rule, SpaceSettings, build_space
 from ranksearch.search import Constraint
-from ranksearch.space import Rule, SearchSpace, SpaceSettings, build_space
+from ranksearch.space import SearchSpace
 
 SPECS = (
     LayerSpec("stem", "conv2d", 3, 32, 64, (7, 7)),

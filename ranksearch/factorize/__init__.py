@@ -1,9 +1,12 @@
 """Low-rank factorization of trained layers: torch only, usable on its own."""
 
 from ranksearch.factorize.calibration import collect_sensitivities, collect_statistics, recalibrate_batchnorm
-from ranksearch.factorize.decomposition import Decomposition, Factors, LayerStatistics, Moments, decompose
+from ranksearch.factorize.decomposition import decompose, decompose_schemes
+from ranksearch.factorize.factors import Decomposition, Factors
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear, factorizing_could_speedup
+from ranksearch.factorize.patches import PatchMoments
 from ranksearch.factorize.solver import LowRankSolution, factorize_conv2d, factorize_matrix
+from ranksearch.factorize.statistics import LayerStatistics, Moments
 from ranksearch.factorize.surgery import LayerProfile, factorize_model, factorized_like, profile_layers
 
 __all__ = [
@@ -15,9 +18,11 @@ __all__ = [
     "LayerStatistics",
     "LowRankSolution",
     "Moments",
+    "PatchMoments",
     "collect_sensitivities",
     "collect_statistics",
     "decompose",
+    "decompose_schemes",
     "factorize_conv2d",
     "factorize_matrix",
     "factorize_model",

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
 from ranksearch.factorize.calibration import collect_statistics
-from ranksearch.factorize.decomposition import Factors, Layer, LayerStatistics, decompose
+from ranksearch.factorize.decomposition import decompose
+from ranksearch.factorize.factors import Factors
+from ranksearch.factorize.shapes import describe
 from ranksearch.factorize.solver import LowRankSolution, relative_error
+from ranksearch.factorize.statistics import Layer, LayerStatistics
 from ranksearch.plan import LayerSpec
 
-KernelSize = int | Sequence[int]
 
-
-def pair(kernel_size: KernelSize) -> tuple[int, int]:
-    """Height and width of a kernel."""
-    if isinstance(kernel_size, int):
-        return kernel_size, kernel_size
-    height, width = kernel_size
-    return int(height), int(width)
-
-
-def describe(layer: Layer, name: str | None = None, positions: int = 1) -> LayerSpec:
-    """The shape of a layer, for one position unless told."""
-    said = type(layer).__name__ if name is None else name
-    if isinstance(layer, nn.Linear):
-        return LayerSpec(said, "linear", layer.in_features, layer.out_features, positions)
-    sizes = layer.in_channels, layer.out_channels
-    return LayerSpec(said, "conv2d", *sizes, positions, pair(layer.kernel_size), layer.groups)
-
-
-def settings_of(convolution: nn.Conv2d) -> dict[str, Any]:
-    """What a convolution hands on to its first factor."""
-    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    return {name: getattr(convolution, name) for name in names}
-
-
-def statistics_of(layer: Layer, input: Tensor) -> LayerStatistics:
+def statistics_of(layer: Layer, input: Tensor, scheme: str) -> LayerStatistics:
     """The statistics of one layer for one batch.
 
     Raises:
@@ -47,7 +24,7 @@ def statistics_of(layer: Layer, input: Tensor) -> LayerStatistics:
     """
     check_input(input, layer)
     try:
-        return collect_statistics(layer, [input], [""])[""]
+        return collect_statistics(layer, [input], [""], [scheme])[""]
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -88,6 +65,7 @@ class FactorizedLayer(nn.Module):
     if TYPE_CHECKING:  # for TorchScript would read annotations of a class as its own
         module0: Layer
         module1: Layer
+    scheme = "full"
 
     @property
     def latent_size(self) -> int:
@@ -140,8 +118,9 @@ class FactorizedLayer(nn.Module):
             bias = None if self.module1.bias is None else self.module1.bias.detach()
             return LowRankSolution(*self._as_solution(before, present), bias, -1, 0.0)
         dense = self._dense()
-        factors = decompose(dense, statistics_of(dense, input)).factors(dense, size)
-        twin = type(self)._like(dense, size)
+        statistics = statistics_of(dense, input, self.scheme)
+        factors = decompose(dense, statistics, scheme=self.scheme).factors(dense, size)
+        twin = type(self)._like(dense, size, self.scheme)
         twin._set_factors(factors)
         nmse = relative_error(dense(input), twin(input), axis=1 if isinstance(dense, nn.Conv2d) else -1)
         return LowRankSolution(*self._as_solution(factors.down, twin.module1.weight.detach()), factors.bias, size, nmse)
@@ -156,14 +135,17 @@ class FactorizedLayer(nn.Module):
         if solution.rank == -1 or solution.Wb is None:
             raise ValueError("a solution of rank -1 is not factorized: keep the layer as it is")
         down, up = self._as_solution(solution.Wa, solution.Wb)
-        fits = down.shape[1:] == self.module0.weight.shape[1:] and len(up) == len(self.module1.weight)
+        same_kernels = all(
+            part.shape[2:] == factor.weight.shape[2:] for part, factor in ((down, self.module0), (up, self.module1))
+        )
+        fits = same_kernels and down.shape[1] == self.module0.weight.shape[1] and len(up) == len(self.module1.weight)
         if not fits or len(down) != up.shape[1] * self._spec().groups:
             shapes = f"{list(solution.Wa.shape)} and {list(solution.Wb.shape)}"
             raise ValueError(f"a solution of shapes {shapes} does not fit the layer: find one for its own inputs")
         bias = solution.bias if solution.bias is not None else torch.zeros(len(up))
         if bias.shape != (len(up),) or not all(bool(torch.isfinite(part).all()) for part in (down, up, bias)):
             raise ValueError(f"a solution with a bias {list(bias.shape)} does not fit, or is not finite: find another")
-        self._set_factors(Factors(down, up.flatten(1), bias))
+        self._set_factors(Factors(down, up, bias))
 
     def set_rank(self, input: Tensor, rank: float) -> None:
         """Lower the latent size to the best smaller factors for a batch of inputs.
@@ -185,10 +167,10 @@ class FactorizedLayer(nn.Module):
         return first, second
 
     @classmethod
-    def _like(cls, layer: Layer, latent_size: int) -> Self:
+    def _like(cls, layer: Layer, latent_size: int, scheme: str) -> Self:
         """An empty one for a layer: its settings, device, dtype, memory format, mode and gradient flag."""
         # Made on the meta device: no random numbers are drawn for weights that are set from elsewhere.
-        twin = cls._of(layer, latent_size).to_empty(device=layer.weight.device)
+        twin = cls._of(layer, latent_size, scheme).to_empty(device=layer.weight.device)
         twin.requires_grad_(layer.weight.requires_grad).train(layer.training)
         if layer.bias is not None and twin.module1.bias is not None:
             twin.module1.bias.requires_grad_(layer.bias.requires_grad)
@@ -197,16 +179,18 @@ class FactorizedLayer(nn.Module):
         return twin
 
     @classmethod
-    def _of(cls, layer: Layer, latent_size: int) -> Self:
+    def _of(cls, layer: Layer, latent_size: int, scheme: str) -> Self:
         raise NotImplementedError
 
     @classmethod
-    def _from(cls, layer: Layer, size: float, input: Tensor | None, statistics: LayerStatistics | None) -> Self:
-        rank = describe(layer).require_saving(describe(layer).rank(size))
+    def _from(
+        cls, layer: Layer, size: float, input: Tensor | None, statistics: LayerStatistics | None, scheme: str
+    ) -> Self:
+        rank = describe(layer).require_saving(describe(layer).rank(size), scheme)
         if input is not None:
-            statistics = statistics_of(layer, input)
-        twin = cls._like(layer, rank)
-        twin._set_factors(decompose(layer, statistics).factors(layer, rank))
+            statistics = statistics_of(layer, input, scheme)
+        twin = cls._like(layer, rank, scheme)
+        twin._set_factors(decompose(layer, statistics, scheme=scheme).factors(layer, rank))
         return twin
 
 

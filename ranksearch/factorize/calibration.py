@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from ranksearch.factorize.decomposition import Layer, LayerStatistics, Moments, groups_of
+from ranksearch.factorize.patches import LARGEST_TO_UNFOLD, PatchMoments, Taps
+from ranksearch.factorize.statistics import Layer, LayerStatistics, Moments, groups_of
+from ranksearch.plan import SCHEMES
 
 
 @contextmanager
@@ -44,35 +46,56 @@ def _moments(rows: Tensor, groups: int) -> Moments:
     return Moments(len(rows), mean.cpu().double(), (centred.mT @ centred).cpu().double())
 
 
+def _moments_of_patches(patches: Tensor) -> Moments:
+    """The moments of `[n, groups, fan_in, positions]`, which is overwritten."""
+    if patches.dtype in (torch.float16, torch.bfloat16):
+        patches = patches.float()
+    mean = patches.mean((0, 3))
+    patches -= mean[:, :, None]
+    count = len(patches) * patches.shape[3]
+    return Moments(count, mean.cpu().double(), (patches @ patches.mT).sum(0).cpu().double())
+
+
 NOTHING = Moments(0, torch.zeros(()), torch.zeros(()))
 
 
 class _Observer:
     """Streams one layer's rows into two halves of the examples."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, split: bool) -> None:
         self.groups = groups_of(layer)
-        self.side: Literal["input", "output"] = "output"
+        self.taps = Taps.of(layer) if split and isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1 else None
+        self.side: Literal["input", "output"] = "output" if self.taps is None else "input"
         if isinstance(layer, nn.Linear):
             self.side = "input" if layer.in_features < layer.out_features else "output"
         elif layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid", "same") and self.groups == 1:
             self.side = "input" if layer.in_channels < layer.out_channels else "output"
-        self.halves = [NOTHING, NOTHING]
+        self.halves: list[Moments | PatchMoments] = [NOTHING, NOTHING]
+        if self.taps is not None and layer.weight[0].numel() > LARGEST_TO_UNFOLD:
+            self.halves = [PatchMoments(self.taps), PatchMoments(self.taps)]
         self.calls = 0
 
     def __call__(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         values = output
         if self.side == "input":
             values = args[0] if args else kwargs["input"]
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, nn.Conv2d) and self.taps is None:
                 values = values[..., :: layer.stride[0], :: layer.stride[1]]
         values = values.detach()
         # Whole examples, for the positions of one resemble each other; single ones take turns.
         middle = (len(values) + self.calls % 2) // 2
         self.calls += 1
-        for index, half in enumerate((values[:middle], values[middle:])):
-            if half.numel():
-                self.halves[index] += _moments(as_rows(half, layer), self.groups)
+        for index, part in enumerate((values[:middle], values[middle:])):
+            if part.numel():
+                half = self.halves[index]
+                if isinstance(half, PatchMoments):
+                    half.see(part)
+                    continue
+                if self.taps is None:
+                    self.halves[index] = half + _moments(as_rows(part, layer), self.groups)
+                    continue
+                for patches in self.taps.unfolded(part):
+                    self.halves[index] = half = half + _moments_of_patches(patches)
 
     def result(self) -> LayerStatistics:
         first, second = self.halves
@@ -97,7 +120,7 @@ def _layer(model: nn.Module, name: str) -> Layer:
 
 @torch.no_grad()
 def collect_statistics(
-    model: nn.Module, batches: Iterable[Tensor], layers: Iterable[str]
+    model: nn.Module, batches: Iterable[Tensor], layers: Iterable[str], schemes: Collection[str] = SCHEMES
 ) -> dict[str, LayerStatistics]:
     """Stream the named layers' values into their moments, in one pass; the model is left as it was.
 
@@ -105,11 +128,15 @@ def collect_statistics(
         model: in any mode; it runs in eval mode.
         batches: inputs, `[B, ...]`, on the model's device.
         layers: dotted names of convolutions and linear layers.
+        schemes: that the layers will be decomposed for; the full one alone takes less time and memory.
 
     Returns:
-        The statistics of every layer that ran. Memory: two float64 matrices per layer, `[out, out]` or smaller.
+        The statistics of every layer that ran. Memory, whatever the number of images and their size: two float64
+        matrices per layer, `[out, out]` or smaller; for a kernel that may be split, the products that `PatchMoments`
+        names instead, twice, in the dtype of the layer's inputs.
     """
-    observers = {name: _Observer(_layer(model, name)) for name in layers}
+    split = set(schemes) != {"full"}
+    observers = {name: _Observer(_layer(model, name), split) for name in layers}
     handles = [
         model.get_submodule(name).register_forward_hook(
             observer, with_kwargs=True, prepend=True

@@ -45,14 +45,14 @@ def _on(
     return watch(ghost, run)
 
 
-def watch_layer(layer: nn.Module, on_call: Callable[[Tensor], None], on_read: Callable[[], None]) -> None:
+def watch_layer(layer: nn.Module, on_call: Callable[[Tensor, Tensor], None], on_read: Callable[[], None]) -> None:
     """Call back at every output of a layer, and at every read of its weight by anything but its own forward.
 
     No hook is used: PyTorch's transformer layers leave their fast path, which reads weights, where they see one.
 
     Args:
         layer: becomes an instance of a class of its own, so only ever a copy's.
-        on_call: is given each output.
+        on_call: is given the input and the output of each call.
         on_read: is called at each foreign read of the weight or the bias.
     """
     calling = False
@@ -70,7 +70,7 @@ def watch_layer(layer: nn.Module, on_call: Callable[[Tensor], None], on_read: Ca
                 output = super().forward(*args, **kwargs)
             finally:
                 calling = False
-            on_call(output)
+            on_call(args[0] if args else kwargs["input"], output)
             return output
 
     layer.__class__ = Watched

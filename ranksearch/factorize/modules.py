@@ -8,13 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from ranksearch.factorize.base import FactorizedLayer, KernelSize, describe, fill, pair, settings_of
-from ranksearch.factorize.decomposition import Factors, Layer, LayerStatistics
+from ranksearch.factorize.base import FactorizedLayer, fill
+from ranksearch.factorize.factors import Factors
+from ranksearch.factorize.shapes import KernelSize, describe, joined_settings, pair, settings_of, split_settings
+from ranksearch.factorize.statistics import Layer, LayerStatistics
 from ranksearch.plan import LayerSpec
 
 
 class FactorizedConv2d(FactorizedLayer):
-    """A convolution as two: the layer's own kernel into the latent channels, then a 1x1 to the outputs.
+    """A convolution as two, with the latent channels between them; the scheme says how its kernel is split.
+
+    ========== ============================ ============================
+    scheme     first factor                 second factor
+    ========== ============================ ============================
+    full       the whole kernel and strides 1x1
+    vertical   its rows, their stride       its columns, their stride
+    horizontal its columns, their stride    its rows, their stride
+    pointwise  1x1                          the whole kernel and strides
+    ========== ============================ ============================
 
     Maps `[B, in_channels, H, W]` to `[B, out_channels, H', W']`, as ``nn.Conv2d`` of the same settings does.
 
@@ -23,11 +34,13 @@ class FactorizedConv2d(FactorizedLayer):
         out_channels: output channels.
         kernel_size: one int for both axes, or height and width.
         latent_channels: an int of at least 1, or a fraction in (0, 1) of ``min(in_channels, out_channels)``.
+        scheme: ``"full"``, ``"vertical"``, ``"horizontal"`` or ``"pointwise"``.
         **kwargs: what ``nn.Conv2d`` takes besides; ``bias`` goes to the second factor, ``groups``, ``device`` and
-            ``dtype`` to both, the rest to the first.
+            ``dtype`` to both, the rest with its axis.
 
     Raises:
-        PlanError: the latent size saves no multiply-adds, or is no multiple of the groups.
+        PlanError: the latent size saves no multiply-adds, or is no multiple of the groups, or such a convolution
+            cannot have the scheme.
     """
 
     if TYPE_CHECKING:
@@ -40,16 +53,18 @@ class FactorizedConv2d(FactorizedLayer):
         out_channels: int,
         kernel_size: KernelSize,
         latent_channels: float = 0.25,
+        scheme: str = "full",
         **kwargs: Any,
     ) -> None:
         super().__init__()
         kernel, groups = pair(kernel_size), kwargs.get("groups", 1)
         spec = LayerSpec("convolution", "conv2d", in_channels, out_channels, 1, kernel, groups)
-        latent = spec.require_saving(spec.rank(latent_channels))
+        latent = spec.require_saving(spec.rank(latent_channels), scheme)
         bias = kwargs.pop("bias", True)
-        shared = {key: kwargs[key] for key in ("groups", "device", "dtype") if key in kwargs}
-        self.module0 = nn.Conv2d(in_channels, latent, kernel, bias=False, **kwargs)
-        self.module1 = nn.Conv2d(latent, out_channels, 1, bias=bias, **shared)
+        first, second = split_settings({**kwargs, "kernel_size": kernel}, scheme)
+        self.scheme = scheme
+        self.module0 = nn.Conv2d(in_channels, latent, bias=False, **first)
+        self.module1 = nn.Conv2d(latent, out_channels, bias=bias, **second)
 
     @property
     def in_channels(self) -> int:
@@ -67,9 +82,16 @@ class FactorizedConv2d(FactorizedLayer):
         return self.latent_size
 
     @staticmethod
-    def max_allowed_latent_channels(in_channels: int, out_channels: int, kernel_size: KernelSize) -> int:
-        """The break-even rank: the largest latent size that saves multiply-adds."""
-        return LayerSpec("convolution", "conv2d", in_channels, out_channels, 1, pair(kernel_size)).break_even_rank
+    def max_allowed_latent_channels(
+        in_channels: int, out_channels: int, kernel_size: KernelSize, scheme: str = "full"
+    ) -> int:
+        """The break-even rank: the largest latent size that saves multiply-adds.
+
+        Where strides make the map between the factors larger than the output, a profile's `LayerSpec`, which knows
+        the sizes of the maps, has a lower one.
+        """
+        spec = LayerSpec("convolution", "conv2d", in_channels, out_channels, 1, pair(kernel_size))
+        return spec.break_even_rank(spec.require_scheme(scheme))
 
     max_allowed_latent_features = max_allowed_latent_channels
 
@@ -80,6 +102,7 @@ class FactorizedConv2d(FactorizedLayer):
         latent_channels: float = 0.25,
         input: Tensor | None = None,
         statistics: LayerStatistics | None = None,
+        scheme: str = "full",
     ) -> FactorizedConv2d:
         """Factorize a trained convolution.
 
@@ -89,36 +112,42 @@ class FactorizedConv2d(FactorizedLayer):
             input: a batch `[B, in_channels, H, W]` that the outputs should be kept for.
             statistics: of the module's calibration, instead of a batch. Without either, the weights themselves are
                 kept as well as their number allows.
+            scheme: as for the class.
 
         A bias is always there afterwards, for the mean that the lost directions had.
 
         Raises:
-            PlanError: the latent size saves no multiply-adds.
+            PlanError: the latent size saves no multiply-adds, or the module cannot have the scheme.
             ValueError: the module is another, or the input is empty, not finite or of another shape.
         """
         if type(module) is not nn.Conv2d:
             raise ValueError(f"a {type(module).__name__} is not a plain Conv2d: only that can be factorized")
-        return cls._from(module, latent_channels, input, statistics)
+        return cls._from(module, latent_channels, input, statistics, scheme)
 
     @classmethod
-    def _of(cls, layer: Layer, latent_size: int) -> Self:
+    def _of(cls, layer: Layer, latent_size: int, scheme: str) -> Self:
         assert isinstance(layer, nn.Conv2d)
         options = {**settings_of(layer), "device": "meta", "dtype": layer.weight.dtype}
-        return cls(layer.in_channels, layer.out_channels, latent_channels=latent_size, **options)
+        return cls(layer.in_channels, layer.out_channels, latent_channels=latent_size, scheme=scheme, **options)
 
     def _spec(self) -> LayerSpec:
-        first = self.module0
+        settings = self._settings()
         name, sizes = type(self).__name__, (self.in_channels, self.out_channels)
-        return LayerSpec(name, "conv2d", *sizes, 1, pair(first.kernel_size), first.groups)
+        return LayerSpec(name, "conv2d", *sizes, 1, settings["kernel_size"], settings["groups"])
+
+    def _settings(self) -> dict[str, Any]:
+        return joined_settings(self.module0, self.module1, self.scheme)
 
     def _dense(self) -> nn.Conv2d:
-        first, groups = self.module0, self.module0.groups
+        settings = self._settings()
+        groups, latent = settings["groups"], self.latent_size // settings["groups"]
         with torch.no_grad():
-            up = self.module1.weight.reshape(groups, -1, self.latent_size // groups)
-            down = first.weight.reshape(groups, self.latent_size // groups, -1)
-            weight = (up @ down).reshape(-1, *first.weight.shape[1:])
-        dense = nn.Conv2d(self.in_channels, self.out_channels, bias=True, device="meta", **settings_of(first))
-        dense.weight = nn.Parameter(weight, requires_grad=first.weight.requires_grad)
+            up = self.module1.weight.reshape(groups, -1, *self.module1.weight.shape[1:])
+            down = self.module0.weight.reshape(groups, latent, *self.module0.weight.shape[1:])
+            # Along each axis one of the two has all of the kernel, and the other a single number.
+            weight = torch.einsum("gorab,grcij->gocaibj", up, down).flatten(5).flatten(3, 4).flatten(0, 1)
+        dense = nn.Conv2d(self.in_channels, self.out_channels, bias=True, device="meta", **settings)
+        dense.weight = nn.Parameter(weight, requires_grad=self.module0.weight.requires_grad)
         bias = self.module1.bias
         dense.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
         return dense.train(self.training)
@@ -126,7 +155,7 @@ class FactorizedConv2d(FactorizedLayer):
     def _set_factors(self, factors: Factors) -> None:
         rank = len(factors.down)
         fill(self.module0, factors.down, None)
-        fill(self.module1, factors.up[:, :, None, None], factors.bias)
+        fill(self.module1, factors.up, factors.bias)
         self.module0.out_channels = self.module1.in_channels = rank
 
 
@@ -180,7 +209,7 @@ class FactorizedLinear(FactorizedLayer):
     @staticmethod
     def max_allowed_latent_features(in_features: int, out_features: int) -> int:
         """The break-even rank: the largest latent size that saves multiply-adds."""
-        return LayerSpec("linear layer", "linear", in_features, out_features, 1).break_even_rank
+        return LayerSpec("linear layer", "linear", in_features, out_features, 1).break_even_rank()
 
     max_allowed_latent_channels = max_allowed_latent_features
 
@@ -199,10 +228,10 @@ class FactorizedLinear(FactorizedLayer):
         """
         if type(module) is not nn.Linear:
             raise ValueError(f"a {type(module).__name__} is not a plain Linear: only that can be factorized")
-        return cls._from(module, latent_features, input, statistics)
+        return cls._from(module, latent_features, input, statistics, "full")
 
     @classmethod
-    def _of(cls, layer: Layer, latent_size: int) -> Self:
+    def _of(cls, layer: Layer, latent_size: int, scheme: str) -> Self:
         assert isinstance(layer, nn.Linear)
         options: dict[str, Any] = {"device": "meta", "dtype": layer.weight.dtype}
         return cls(layer.in_features, layer.out_features, latent_features=latent_size, **options)
@@ -231,13 +260,14 @@ class FactorizedLinear(FactorizedLayer):
         self.module0.out_features = self.module1.in_features = rank
 
 
-def factorizing_could_speedup(module: nn.Module, latent_size: float) -> bool:
+def factorizing_could_speedup(module: nn.Module, latent_size: float, scheme: str = "full") -> bool:
     """Whether a latent size saves multiply-adds.
 
     Args:
         module: for a convolution or a linear layer, whether the size is at or below the break-even rank; for one that
             is factorized already, whether it is below the present latent size; for anything else, False.
         latent_size: as users write it.
+        scheme: of a convolution; one that is factorized already keeps its own.
     """
     if isinstance(module, FactorizedLayer):
         return module.should_factorize(latent_size)
@@ -246,4 +276,4 @@ def factorizing_could_speedup(module: nn.Module, latent_size: float) -> bool:
     spec = describe(module)
     if isinstance(latent_size, int) and latent_size % spec.groups:
         return False  # no such layer can be
-    return spec.rank(latent_size) <= spec.break_even_rank
+    return scheme in spec.schemes and spec.rank(latent_size) <= spec.break_even_rank(scheme)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.factorize.calibration import as_rows, collect_statistics
-from ranksearch.factorize.decomposition import decompose
+from ranksearch.factorize.full import decompose_fully
 from ranksearch.plan import LayerSpec, resolve_latent_size
 
 
@@ -184,14 +184,13 @@ def factorize_conv2d(
     dense.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     X = X.to(weight)  # noqa: N806
     try:
-        statistics = collect_statistics(dense, [X], [""])[""]
+        statistics = collect_statistics(dense, [X], [""], ["full"])[""]
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"X {list(X.shape)} cannot go through the kernel ({reason}): give larger images") from None
-    factors = decompose(dense, statistics).factors(dense, size)
+    factors = decompose_fully(dense, statistics).factors(dense, size)
     first = nn.Conv2d(X.shape[1], size, weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]
     first.weight = nn.Parameter(factors.down, requires_grad=False)
-    up = factors.up[:, :, None, None]
-    found = nn.functional.conv2d(first(X), up, factors.bias, groups=groups)
+    found = nn.functional.conv2d(first(X), factors.up, factors.bias, groups=groups)
     nmse = relative_error(as_rows(dense(X), dense), as_rows(found, dense))
-    return LowRankSolution(factors.down, up, factors.bias, size, nmse)
+    return LowRankSolution(factors.down, factors.up, factors.bias, size, nmse)

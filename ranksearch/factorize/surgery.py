@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ranksearch.errors import PlanError
-from ranksearch.factorize.base import FactorizedLayer, describe
+from ranksearch.factorize.base import FactorizedLayer
 from ranksearch.factorize.calibration import as_rows
-from ranksearch.factorize.decomposition import Decomposition, Layer
 from ranksearch.factorize.dry_run import dry_run, watch_layer
+from ranksearch.factorize.factors import Decomposition
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear
-from ranksearch.plan import LayerSpec, RankPlan
+from ranksearch.factorize.shapes import describe
+from ranksearch.factorize.statistics import Layer
+from ranksearch.plan import FIRST_AXES, LayerChoice, LayerSpec, RankPlan
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def _reason_to_skip(module: nn.Module, positions: int) -> str | None:
         return "its weight is no parameter but computed by a hook, as pruning does: make it permanent first"
     if positions == 0:
         return "never called for every example: its weight may be read directly"
-    if describe(module).break_even_rank == 0:
+    if not describe(module).schemes:
         if isinstance(module, nn.Conv2d) and 1 < module.groups == module.out_channels:
             return "depthwise convolution: nothing to share among its outputs"
         return "too small: no latent size saves multiply-adds"
@@ -71,18 +73,33 @@ def _bound(model: nn.Module) -> dict[str, str]:
 
 @dataclass
 class _Run:
-    """What one run of a model showed: layer name -> rows that it gave, in the order of the first calls."""
+    """What one run of a model showed, layers in the order of their first calls.
+
+    Attributes:
+        rows: layer name -> rows that it gave.
+        latent_rows: layer name -> scheme -> rows that the map between two factors would have.
+        read: names of layers whose weights were read from outside.
+    """
 
     rows: dict[str, int]
+    latent_rows: dict[str, dict[str, int]]
     read: set[str]
 
 
 def _watch_layers(ghost: nn.Module, run: Callable[[], None]) -> _Run:
-    seen = _Run({}, set())
+    seen = _Run({}, {}, set())
 
     def watch(name: str, layer: nn.Module) -> None:
-        def count(output: Tensor) -> None:
-            seen.rows[name] = seen.rows.get(name, 0) + len(as_rows(output, layer))
+        def count(input: Tensor, output: Tensor) -> None:
+            rows = len(as_rows(output, layer))
+            seen.rows[name] = seen.rows.get(name, 0) + rows
+            if isinstance(layer, nn.Conv2d):
+                between = seen.latent_rows.setdefault(name, dict.fromkeys(FIRST_AXES, 0))
+                maps = rows // (output.shape[-2] * output.shape[-1])
+                for scheme, done in FIRST_AXES.items():
+                    # An axis that the first factor takes has the output's size between the factors, else the input's.
+                    height, width = ((output if mine else input).shape[axis - 2] for axis, mine in enumerate(done))
+                    between[scheme] += maps * height * width
 
         watch_layer(layer, count, lambda: seen.read.add(name))
 
@@ -111,8 +128,11 @@ def profile_layers(model: nn.Module, example: Tensor) -> LayerProfile:
         reason = _reason_to_skip(module, seen.rows.get(name, 0) // len(example)) or bound.get(name)
         if reason is not None:
             skipped[name] = reason
+    count = len(example)
     layers = tuple(
-        describe(found[name], name, rows // len(example)) for name, rows in seen.rows.items() if name not in skipped
+        describe(found[name], name, rows // count, {s: r // count for s, r in seen.latent_rows.get(name, {}).items()})
+        for name, rows in seen.rows.items()
+        if name not in skipped
     )
     convolutions = [name for name in seen.rows if isinstance(found[name], nn.Conv2d)]
     linears = [name for name in seen.rows if isinstance(found[name], nn.Linear)]
@@ -131,20 +151,20 @@ HOOKS = (
 )
 
 
-def _empty_twin(layer: Layer, latent_size: int) -> FactorizedConv2d | FactorizedLinear:
+def _empty_twin(layer: Layer, choice: LayerChoice) -> FactorizedConv2d | FactorizedLinear:
     """A factorized layer of the same settings and hooks, its weights not yet set."""
     twin: FactorizedConv2d | FactorizedLinear
     if isinstance(layer, nn.Conv2d):
-        twin = FactorizedConv2d._like(layer, latent_size)
+        twin = FactorizedConv2d._like(layer, choice.latent_size, choice.scheme)
     else:
-        twin = FactorizedLinear._like(layer, latent_size)
+        twin = FactorizedLinear._like(layer, choice.latent_size, choice.scheme)
     for name in HOOKS:
         getattr(twin, name).update(getattr(layer, name))
     twin._is_full_backward_hook = layer._is_full_backward_hook
     return twin
 
 
-def _layer_to_replace(model: nn.Module, name: str, latent_size: int) -> Layer:
+def _layer_to_replace(model: nn.Module, name: str, choice: LayerChoice) -> Layer:
     try:
         module = model.get_submodule(name)
     except AttributeError:
@@ -153,7 +173,7 @@ def _layer_to_replace(model: nn.Module, name: str, latent_size: int) -> Layer:
     if reason is not None:
         raise PlanError(f"'{name}' cannot be factorized ({reason}): leave it dense")
     assert isinstance(module, nn.Conv2d | nn.Linear)
-    describe(module, name).require_saving(latent_size)
+    describe(module, name).require_saving(choice.latent_size, choice.scheme)
     return module
 
 
@@ -162,7 +182,7 @@ def factorized_like(model: nn.Module, plan: RankPlan) -> nn.Module:
 
     Args:
         model: is not touched.
-        plan: the layers and their latent sizes.
+        plan: the layers, their schemes and their latent sizes.
 
     Returns:
         A copy that shares no tensor with ``model``; device, dtype, modes and ``requires_grad`` carried over.
@@ -173,19 +193,22 @@ def factorized_like(model: nn.Module, plan: RankPlan) -> nn.Module:
     # deepcopy takes the twin wherever it meets the original: at the root, in containers, in several places at once.
     memo: dict[int, object] = {}
     for name, choice in plan:
-        module = _layer_to_replace(model, name, choice.latent_size)
-        memo[id(module)] = _empty_twin(module, choice.latent_size)
+        module = _layer_to_replace(model, name, choice)
+        memo[id(module)] = _empty_twin(module, choice)
     return copy.deepcopy(model, memo)
 
 
 @torch.no_grad()
-def factorize_model(model: nn.Module, plan: RankPlan, decompositions: Mapping[str, Decomposition]) -> nn.Module:
+def factorize_model(
+    model: nn.Module, plan: RankPlan, decompositions: Mapping[str, Mapping[str, Decomposition]]
+) -> nn.Module:
     """Build a new model in which every layer of the plan is replaced by its best factorization.
 
     Args:
         model: is not touched.
-        plan: the layers and their latent sizes.
-        decompositions: of at least the plan's layers, see `decompose`.
+        plan: the layers, their schemes and their latent sizes.
+        decompositions: layer name -> scheme -> decomposition, of at least the plan's choices; see
+            `decompose_schemes`.
 
     Returns:
         What `factorized_like` returns, with the weights set.
@@ -195,9 +218,11 @@ def factorize_model(model: nn.Module, plan: RankPlan, decompositions: Mapping[st
     """
     factorized = factorized_like(model, plan)
     for name, choice in plan:
-        if name not in decompositions:
-            raise PlanError(f"no calibration data for '{name}': collect its statistics, or leave it dense")
-        layer, twin = _layer_to_replace(model, name, choice.latent_size), factorized.get_submodule(name)
+        if choice.scheme not in decompositions.get(name, {}):
+            raise PlanError(
+                f"no calibration data for scheme '{choice.scheme}' of '{name}': decompose it, or leave the layer dense"
+            )
+        layer, twin = _layer_to_replace(model, name, choice), factorized.get_submodule(name)
         assert isinstance(twin, FactorizedConv2d | FactorizedLinear)
-        twin._set_factors(decompositions[name].factors(layer, choice.latent_size))
+        twin._set_factors(decompositions[name][choice.scheme].factors(layer, choice.latent_size))
     return factorized

@@ -1,0 +1,142 @@
+"""The two factors of a split kernel, found by least squares in turns: no gradient descent, no data but a covariance.
+
+The first factor reads a piece of the patch (a strip, or one pixel) at each of several offsets, the second combines
+what it reads. With A the first factor, B_j the second's matrix at offset j, x_j the pieces of a patch x, R the
+covariance of patches and W x the layer's output, the error is quadratic in either factor alone:
+
+    E || W x - sum_j B_j A x_j ||^2 = tr (W - B (I o A)) R (W - B (I o A))^T
+
+It starts with the singular vectors that neglect how the pieces of one patch depend on each other. Refits of both
+factors from R, which knows that, then take the error to within a few percent of what gradient descent finds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+TURNS = 2
+
+
+@dataclass(frozen=True)
+class SplitProblem:
+    """What two factors should do, and what they meet; computed in the dtype of the covariance.
+
+    Attributes:
+        weight: the layer's, `[groups, out / groups, offsets, piece]`.
+        covariance: of patches, `[groups, offsets * piece, offsets * piece]`.
+        target: covariance of the layer's output with patches, of the weight's shape.
+    """
+
+    weight: Tensor
+    covariance: Tensor
+    target: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", (self.weight.flatten(2) @ self.covariance).view_as(self.weight))
+
+    @staticmethod
+    def of(weight: Tensor, covariance: Tensor, order: Tensor) -> SplitProblem:
+        """Cut a layer and its patches into pieces.
+
+        Args:
+            weight: `[groups, out / groups, fan_in]`.
+            covariance: `[groups, fan_in, fan_in]`.
+            order: index of each piece's numbers in a kernel's, `[offsets, piece]`.
+        """
+        index = order.flatten()
+        pieces = weight[:, :, index].to(covariance).reshape(*weight.shape[:2], *order.shape)
+        return SplitProblem(pieces, covariance[:, index[:, None], index])
+
+    def ridged(self, share: float) -> SplitProblem:
+        """The same with white patches mixed in, of a share of the mean variance."""
+        level = self.covariance.diagonal(dim1=1, dim2=2).mean(1)
+        level = torch.where(level > 0, share * level, torch.ones_like(level))
+        white = torch.eye(self.covariance.shape[1], dtype=level.dtype)
+        return SplitProblem(self.weight, self.covariance + level[:, None, None] * white)
+
+    def _mean_covariance(self) -> Tensor:
+        """Covariance of a piece, the mean over all offsets, `[groups, piece, piece]`, float64."""
+        groups, _, offsets, piece = self.weight.shape
+        blocks = self.covariance.view(groups, offsets, piece, offsets, piece)
+        mean: Tensor = blocks.diagonal(dim1=1, dim2=3).mean(-1).double()
+        return mean
+
+    def first_factors(self) -> Tensor:
+        """The first factors of all ranks, if pieces did not depend on each other: `[groups, piece, piece]`, float64.
+
+        The first r rows are that of rank r. With M the layer's weight, one row per output and offset, and C the mean
+        covariance of a piece, they are the right singular vectors of M C^(1/2), taken back by C^(-1/2).
+        """
+        root = torch.linalg.cholesky(self._mean_covariance())
+        seen = self.weight.flatten(1, 2).double() @ root
+        vectors = torch.linalg.eigh(seen.mT @ seen).eigenvectors.flip(-1)
+        rows: Tensor = torch.linalg.solve_triangular(root, vectors.mT, upper=False, left=False)
+        return rows
+
+    def _meet(self, first: Tensor) -> Tensor:
+        """Covariance of latent pieces with all numbers of a patch, `[groups, offsets, rank, offsets, piece]`."""
+        groups, _, offsets, piece = self.weight.shape
+        rows = self.covariance.view(groups, offsets, piece, -1)
+        return (first[:, None] @ rows).reshape(groups, offsets, -1, offsets, piece)
+
+    def _refit_second(self, first: Tensor, second: Tensor, meeting: Tensor) -> Tensor:
+        """The best second factor for a first one, found as a change of another: a linear least-squares problem."""
+        gram = (meeting @ first.mT[:, None, None]).flatten(3, 4).flatten(1, 2)
+        rest = (self.target @ first.mT[:, None]).flatten(2) - second.flatten(2) @ gram
+        change = _solve(gram, rest.mT).mT
+        return second + change.reshape(second.shape)
+
+    def _improve_first(self, first: Tensor, second: Tensor, meeting: Tensor) -> tuple[Tensor, Tensor]:
+        """A better first factor for a second one, and what it meets.
+
+        The normal equations are ``sum_ij B_i^T B_j A R_ji = sum_i B_i^T (W R)_i``. One step goes along their residual,
+        measured by their part with i = j and the mean covariance of a piece, as far as the error falls.
+        """
+        offsets, flat = second.shape[2], second.flatten(2)
+        weights = flat.mT @ flat
+        by_offset = weights.reshape(len(first), offsets, first.shape[1], -1)
+
+        def act(meeting: Tensor) -> Tensor:
+            return (by_offset @ meeting.flatten(1, 2).transpose(1, 2)).sum(1)
+
+        rest = torch.einsum("goka,gokf->gaf", second, self.target) - act(meeting)
+        alike = weights.reshape(len(first), offsets, first.shape[1], offsets, -1).diagonal(dim1=1, dim2=3).sum(-1)
+        direction = _solve(self._mean_covariance(), _solve(alike, rest).mT).mT
+        met = self._meet(direction)
+        slope, curvature = (rest * direction).sum(), (act(met) * direction).sum()
+        length = slope / curvature if float(curvature) > 0 else torch.zeros_like(slope)
+        return first + length * direction, meeting + length * met
+
+    def solve(self, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Both factors of a rank: `[groups, rank, piece]` and `[groups, out / groups, offsets, rank]`.
+
+        Args:
+            start: a first factor of that rank, from `first_factors`.
+        """
+        # At full rank this is the layer itself already, and nothing is left to refit.
+        second = (self.weight.double() @ (self._mean_covariance() @ start.mT)[:, None]).to(self.weight)
+        first = start.to(self.weight)
+        meeting = self._meet(first)
+        second = self._refit_second(first, second, meeting)
+        for _ in range(TURNS):
+            first, meeting = self._improve_first(first, second, meeting)
+            second = self._refit_second(first, second, meeting)
+        return first, second
+
+    def relative_error(self, first: Tensor, second: Tensor) -> float:
+        """Share of the output's variance that two factors miss; 0 where there is none."""
+        rest = (self.weight - second @ first[:, None]).flatten(2)
+        missed, total = ((rest @ self.covariance) * rest).sum(), (self.target * self.weight).sum()
+        return float(missed / total) if float(total) > 0 else 0.0
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve with a symmetric matrix in float64, lifted by the rounding of its own dtype."""
+    size, level = matrix.shape[-1], 100 * torch.finfo(matrix.dtype).eps
+    lifted = (matrix + matrix.mT).double() / 2
+    scale = lifted.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)[:, None, None]
+    root = torch.linalg.cholesky(lifted + level * scale * torch.eye(size, dtype=torch.float64))
+    return torch.cholesky_solve(right.double(), root).to(right)

@@ -1,0 +1,78 @@
+"""What a layer looks like from outside, and how a convolution's settings go to two factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ranksearch.factorize.statistics import Layer
+from ranksearch.plan import FIRST_AXES, LayerSpec
+
+KernelSize = int | Sequence[int]
+
+
+def pair(kernel_size: KernelSize) -> tuple[int, int]:
+    """Height and width of a kernel."""
+    if isinstance(kernel_size, int):
+        return kernel_size, kernel_size
+    height, width = kernel_size
+    return int(height), int(width)
+
+
+def describe(
+    layer: Layer, name: str | None = None, positions: int = 1, latent_positions: Mapping[str, int] | None = None
+) -> LayerSpec:
+    """The shape of a layer; without sizes of its maps, for one position on each."""
+    said = type(layer).__name__ if name is None else name
+    if isinstance(layer, nn.Linear):
+        return LayerSpec(said, "linear", layer.in_features, layer.out_features, positions)
+    sizes, kernel = (layer.in_channels, layer.out_channels), pair(layer.kernel_size)
+    return LayerSpec(said, "conv2d", *sizes, positions, kernel, layer.groups, dict(latent_positions or {}))
+
+
+def settings_of(convolution: nn.Conv2d) -> dict[str, Any]:
+    """What makes a convolution besides its channels and its weights."""
+    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(convolution, name) for name in names}
+
+
+# What a factor has along an axis that is the other one's.
+NEUTRAL = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+
+
+def split_settings(settings: Mapping[str, Any], scheme: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Deal the settings of a convolution out to its two factors, axis by axis.
+
+    Both together pad as the whole does, in any padding mode: the first factor has no bias, so what it makes of a
+    padded column is the padded column of what it makes.
+    """
+    factors = []
+    for first in (True, False):
+        owned = [rows_or_columns == first for rows_or_columns in FIRST_AXES[scheme]]
+        factor = {name: value for name, value in settings.items() if name not in (*NEUTRAL, "padding_mode")}
+        if not any(owned):
+            factors.append({**factor, "kernel_size": 1})
+            continue
+        for name, neutral in NEUTRAL.items():
+            if name in settings:
+                value = settings[name]
+                whole = all(owned) or isinstance(value, str)
+                factor[name] = value if whole else _by_axis(value, owned, neutral)
+        factors.append({**factor, **{name: settings[name] for name in ("padding_mode",) if name in settings}})
+    return factors[0], factors[1]
+
+
+def _by_axis(value: KernelSize, owned: Sequence[bool], neutral: int) -> tuple[int, ...]:
+    return tuple(own if mine else neutral for own, mine in zip(pair(value), owned, strict=True))
+
+
+def joined_settings(first: nn.Conv2d, second: nn.Conv2d, scheme: str) -> dict[str, Any]:
+    """The settings of the convolution that was dealt out to two factors."""
+    owners = [first if mine else second for mine in FIRST_AXES[scheme]]
+    joined: dict[str, Any] = {"groups": first.groups, "padding_mode": owners[0].padding_mode}
+    for name in NEUTRAL:
+        values = [getattr(owner, name) for owner in owners]
+        joined[name] = values[0] if isinstance(values[0], str) else (values[0][0], values[1][1])
+    return joined

@@ -1,0 +1,171 @@
+"""The schemes that split a kernel along its axes: vertical, horizontal and pointwise, from the moments of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ranksearch.factorize.alternating import SplitProblem
+from ranksearch.factorize.factors import Factors, at_all_rows, grouped_weight, square_roots
+from ranksearch.factorize.patches import PatchMoments
+from ranksearch.factorize.shapes import describe
+from ranksearch.factorize.statistics import Layer, LayerStatistics, Moments
+from ranksearch.plan import FIRST_AXES, split_kernel
+
+# White patches that are always mixed in: well above the rounding of sums in float32, well below what matters.
+LEAST_RIDGE = 1e-5
+# More is tried where there are fewer patches than this for each of their numbers.
+PATCHES_FOR_EACH_NUMBER = 4
+RIDGES = (1e-3, 0.01, 0.1)
+# Ranks that are solved to learn the errors of all, where those are not few: shares of the break-even rank. Between
+# them the logarithm of the error is interpolated, which is bent most at both ends.
+FEW_RANKS = 16
+# Patches of more numbers are solved on one half of the examples only.
+LARGEST_TO_SOLVE_TWICE = 1024
+SHARES_TO_SOLVE = (0.02, 0.05, 0.09, 0.15, 0.23, 0.34, 0.5, 0.7, 0.87, 1.0)
+
+
+def pieces(layer: nn.Conv2d, scheme: str) -> Tensor:
+    """Where a patch's numbers go: entry `[offset, number of the piece]` is an index into a kernel's numbers."""
+    channels, (height, width) = layer.in_channels // layer.groups, layer.kernel_size
+    order = torch.arange(channels * height * width).reshape(channels, height, width)
+    # The first factor's axes go with the channels into a piece, the second's number the offsets.
+    mine = [axis + 1 for axis, first in enumerate(FIRST_AXES[scheme]) if first]
+    offsets = [axis for axis in (1, 2) if axis not in mine]
+    return order.permute(*offsets, 0, *mine).flatten(0, len(offsets) - 1).flatten(1)
+
+
+@dataclass(frozen=True)
+class SplitDecomposition:
+    """A convolution and the patches it meets, ready to be split by one scheme at any rank.
+
+    Attributes:
+        scheme: vertical, horizontal or pointwise.
+        weight: the layer's, as errors weigh its outputs, `[groups, out / groups, fan_in]`.
+        inverse: takes that weighing back, `[groups, out / groups, out / groups]`; None where there is none.
+        statistics: of its patches; None takes them as white.
+        order: see `pieces`.
+        ridge: of white patches that is mixed in, as a share of the mean variance.
+        limit: the largest rank that errors are expected for.
+    """
+
+    scheme: str
+    weight: Tensor
+    inverse: Tensor | None
+    statistics: LayerStatistics | None
+    order: Tensor
+    ridge: float
+    limit: int
+
+    def expected_errors(self) -> list[float]:
+        """See `Decomposition`; up to the break-even rank."""
+        groups = len(self.weight)
+        most = max(self.limit // groups, 1)
+        tried: Sequence[int] = range(1, most + 1)
+        if most > FEW_RANKS:
+            tried = sorted({max(1, round(most * share)) for share in SHARES_TO_SOLVE})
+        logs = np.log(np.maximum([1.0, *_cross_validated(self.problems(), tried, 2 * self.ridge)], 1e-12))
+        errors = np.minimum.accumulate(np.exp(np.interp(np.arange(most + 1), [0, *tried], logs)))
+        return [float(errors[rank // groups]) for rank in range(groups * most + 1)]
+
+    def factors(self, layer: Layer, rank: int) -> Factors:
+        """See `Decomposition`."""
+        groups, kept = len(self.weight), rank // len(self.weight)
+        moments = None if self.statistics is None else self.statistics.all
+        problem = self.problem(moments).ridged(self.ridge)
+        first, second = (part.double() for part in problem.solve(problem.first_factors()[:, :kept]))
+        if self.inverse is not None:
+            second = (self.inverse @ second.flatten(2)).reshape(second.shape)
+        lost = torch.zeros(len(layer.weight), dtype=torch.float64)
+        if moments is not None:
+            arranged = moments.mean[:, self.order]
+            seen = torch.einsum("gokr,grf,gkf->go", second, first, arranged)
+            lost = (torch.einsum("goi,gi->go", grouped_weight(layer, groups), moments.mean) - seen).flatten()
+        bias = lost if layer.bias is None else lost + layer.bias.detach().cpu().double()
+        like = layer.weight.detach()
+        ours, theirs = split_kernel((int(like.shape[2]), int(like.shape[3])), self.scheme)
+        down = first.reshape(groups * kept, -1, *ours)
+        up = second.transpose(2, 3).reshape(len(like), kept, *theirs)
+        return Factors(down.to(like), up.to(like), bias.to(like))
+
+    def problems(self) -> list[SplitProblem]:
+        """The layer on either half of the examples, or on white patches."""
+        halves = [] if self.statistics is None else [half for half in self.statistics.halves if half.count]
+        return [self.problem(half) for half in halves] or [self.problem(None)]
+
+    def problem(self, moments: Moments | PatchMoments | None) -> SplitProblem:
+        """The layer on some patches."""
+        if moments is None:
+            white = torch.eye(self.weight.shape[2], dtype=torch.float64).expand(len(self.weight), -1, -1)
+            return SplitProblem.of(self.weight, white, self.order)
+        covariance = moments.covariance
+        if not bool(torch.isfinite(covariance).all()):
+            raise ValueError("layer inputs are not finite: check the calibration images")
+        return SplitProblem.of(self.weight, covariance, self.order)
+
+
+def _cross_validated(problems: Sequence[SplitProblem], ranks: Sequence[int], ridge: float) -> list[float]:
+    """The error to expect at some ranks of each group: solved on one half of the examples, measured on the other.
+
+    Args:
+        problems: of both halves, or the only one there is.
+        ranks: of each group.
+        ridge: see `SplitProblem.ridged`.
+    """
+    folds = list(zip(problems, problems[::-1], strict=True))
+    if problems[0].covariance.shape[1] > LARGEST_TO_SOLVE_TWICE:
+        folds = folds[:1]
+    errors = np.zeros(len(ranks))
+    for problem, other in folds:
+        ridged = problem.ridged(ridge)
+        starts = ridged.first_factors()
+        for index, rank in enumerate(ranks):
+            factors = ridged.solve(starts[:, :rank])
+            seen = problem.relative_error(*factors)
+            unseen = seen if other is problem else other.relative_error(*factors)
+            errors[index] += at_all_rows(seen, unseen) / len(folds)
+    return errors.tolist()
+
+
+def decompose_by_split(
+    layer: Layer, scheme: str, statistics: LayerStatistics | None, sensitivity: Tensor | None
+) -> SplitDecomposition:
+    """Make a layer ready to be split by a scheme.
+
+    Where patches are scarce, more white ones are mixed in, as many as make the error smallest that half of the
+    examples give on the other half.
+
+    Raises:
+        PlanError: the layer cannot have the scheme.
+        ValueError: the statistics are not those of patches, hold none, or are not finite.
+    """
+    spec = describe(layer)
+    spec.require_scheme(scheme)
+    assert isinstance(layer, nn.Conv2d)
+    weight, inverse = grouped_weight(layer, layer.groups), None
+    if sensitivity is not None:
+        root, inverse = square_roots(sensitivity, weight)
+        weight = root @ weight
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("layer weights are not finite: check them")
+    count = None
+    if statistics is not None:
+        count = sum(half.count for half in statistics.halves)
+        if count == 0:
+            raise ValueError("calibration saw no rows of the layer: give batches that are not empty")
+        if statistics.side != "input" or statistics.mean.shape != weight[:, 0].shape:
+            raise ValueError(
+                f"statistics of the layer's {statistics.side}s do not serve scheme '{scheme}': "
+                f"collect them with schemes=['{scheme}']"
+            )
+    limit = spec.break_even_rank(scheme)
+    split = SplitDecomposition(scheme, weight, inverse, statistics, pieces(layer, scheme), LEAST_RIDGE, limit)
+    if count is not None and count < PATCHES_FOR_EACH_NUMBER * spec.fan_in:
+        problems, middle = split.problems(), [max(1, limit // layer.groups // 3)]
+        errors = {ridge: _cross_validated(problems, middle, 2 * ridge)[0] for ridge in (LEAST_RIDGE, *RIDGES)}
+        return replace(split, ridge=min(errors, key=errors.__getitem__))
+    return split
