@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ranksearch.allocation import LayerOptions, allocate
 from ranksearch.errors import PlanError
-from ranksearch.plan import RankPlan
+from ranksearch.plan import SCHEMES, LayerChoice, RankPlan
 
 
 @st.composite
@@ -20,13 +20,14 @@ def tables(draw: st.DrawFn) -> list[LayerOptions]:
         count = draw(st.integers(1, 5))
         costs = sorted(draw(st.lists(st.integers(1, 1000), min_size=count, max_size=count, unique=True)))
         errors = sorted(draw(st.lists(st.floats(0, 1), min_size=count, max_size=count)), reverse=True)
-        sizes: tuple[int | None, ...] = (*range(1, count), None)
-        layers.append(LayerOptions(f"layer{index}", sizes, tuple(errors), tuple(costs)))
+        kinds = draw(st.lists(st.sampled_from(SCHEMES), min_size=count, max_size=count))
+        choices = (*(LayerChoice(size + 1, kind) for size, kind in enumerate(kinds[1:])), None)
+        layers.append(LayerOptions(f"layer{index}", choices, tuple(errors), tuple(costs)))
     return layers
 
 
 def price(layers: list[LayerOptions], plan: RankPlan) -> tuple[float, int, list[int]]:
-    chosen = [layer.latent_sizes.index(plan.latent_size(layer.name)) for layer in layers]
+    chosen = [layer.choices.index(plan.layers.get(layer.name)) for layer in layers]
     error = sum(layer.errors[index] for layer, index in zip(layers, chosen, strict=True))
     cost = sum(layer.costs[index] for layer, index in zip(layers, chosen, strict=True))
     return error, cost, chosen

@@ -35,8 +35,13 @@ def test_predicted_macs_are_the_measured_ones(name: str) -> None:
     draw = random.Random(name)
     for _ in range(3):
         chosen = [spec for spec in profile.layers if draw.random() < 0.7]
+        schemes = {spec.name: draw.choice(spec.schemes) for spec in chosen}
         plan = RankPlan(
-            {spec.name: LayerChoice(spec.whole_groups(draw.randint(1, spec.break_even_rank))) for spec in chosen}
+            {
+                spec.name: LayerChoice(spec.whole_groups(draw.randint(1, spec.break_even_rank(scheme))), scheme)
+                for spec in chosen
+                if (scheme := schemes[spec.name])
+            }
         )
         assert count_macs(factorized_like(model, plan), shape) == cost.of(plan)
 

@@ -73,7 +73,7 @@ def test_calibration_repeats_whatever_was_drawn_before(splits: Splits, trained: 
     space = described(trained, noisy)
     settings = CalibrationSettings(images=65, batch_size=64)
     first, second = (calibrate(trained, noisy, space, settings, 10**9, Recipe(0), 3, CPU) for _ in range(2))
-    assert first.truncation_errors == second.truncation_errors
+    assert first.errors == second.errors
     assert [len(batch) for batch in first.calibration] == [64]  # a batch of one is no use to BatchNorm
 
 
@@ -84,6 +84,6 @@ def test_loss_aware_calibration_weighs_the_same_layers_differently(splits: Split
         calibrate(trained, splits, space, CalibrationSettings(128, 64, loss_aware), 10**9, Recipe(0), 0, CPU)
         for loss_aware in (False, True)
     )
-    assert plain.truncation_errors.keys() == aware.truncation_errors.keys()
-    assert plain.truncation_errors != aware.truncation_errors
+    assert plain.errors.keys() == aware.errors.keys()
+    assert plain.errors != aware.errors
     assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())

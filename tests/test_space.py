@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from ranksearch.cost import MacsCost, NetworkCost
 from ranksearch.errors import UserError
 from ranksearch.factorize import LayerProfile
-from ranksearch.plan import LayerSpec
+from ranksearch.plan import SCHEMES, LayerChoice, LayerSpec
 from ranksearch.rules import Rule, SpaceSettings, build_space
+from ranksearch.sampler import distributions
 from ranksearch.search import Constraint
-from ranksearch.space import SearchSpace
+from ranksearch.space import SearchSpace, Value
 
 SPECS = (
     LayerSpec("stem", "conv2d", 3, 32, 64, (7, 7)),
@@ -36,6 +39,13 @@ def searched(**settings: object) -> list[str]:
     return [layer.spec.name for layer in space(**settings).layers]
 
 
+def drawn_from(choices: BaseDistribution) -> Sequence[Value]:
+    if isinstance(choices, CategoricalDistribution):
+        return [str(choice) for choice in choices.choices]
+    assert isinstance(choices, IntDistribution)
+    return range(choices.low, choices.high + 1, choices.step)
+
+
 sizes = st.one_of(st.integers(1, 15), st.floats(0.01, 0.4))
 
 
@@ -45,14 +55,16 @@ def test_choices_stay_within_the_rule_and_the_break_even_rank(
 ) -> None:
     rule = Rule("layer1*", low=low, high=high, step=step, dense=dense)
     for layer in space(rules=[rule], default=Rule(keep="dense")).layers:
-        factorized = [size for size in layer.latent_sizes if size is not None]
-        assert 1 <= factorized[0] <= factorized[-1] <= layer.spec.break_even_rank
-        assert (None in layer.latent_sizes) == dense
-        if isinstance(low, int):
-            assert factorized[0] == low
-        if isinstance(high, int):
-            assert factorized[-1] <= high
-        assert {b - a for a, b in itertools.pairwise(factorized)} <= {layer.step}
+        assert (None in layer.choices) == dense
+        assert layer.schemes == (SCHEMES if max(layer.spec.kernel_size) > 1 else ("full",))
+        for scheme in layer.schemes:
+            sizes = [choice.latent_size for choice in layer.choices if choice is not None and choice.scheme == scheme]
+            assert 1 <= sizes[0] <= sizes[-1] <= layer.spec.break_even_rank(scheme)
+            if isinstance(low, int):
+                assert sizes[0] == low
+            if isinstance(high, int):
+                assert sizes[-1] <= high
+            assert {b - a for a, b in itertools.pairwise(sizes)} <= {layer.step}
 
 
 def test_stem_and_classifier_stay_dense_unless_asked_for() -> None:
@@ -66,8 +78,8 @@ def test_the_first_rule_that_matches_decides() -> None:
     rules = [Rule("layer1.0.conv1", low=5, high=5), Rule("layer1.*", keep="dense"), Rule("mlp.*", low=7)]
     layers = {layer.spec.name: layer for layer in space(rules=rules).layers}
     assert set(layers) == {"layer1.0.conv1", "layer2.0.grouped", "mlp.0"}
-    assert all(size % 4 == 0 for size in layers["layer2.0.grouped"].latent_sizes if size is not None)
-    assert layers["layer1.0.conv1"].latent_sizes == (5, None)
+    assert all(choice.latent_size % 4 == 0 for choice in layers["layer2.0.grouped"].choices if choice is not None)
+    assert layers["layer1.0.conv1"].choices == (*(LayerChoice(5, scheme) for scheme in SCHEMES), None)
     assert layers["mlp.0"].low == 7
 
 
@@ -114,33 +126,64 @@ def test_an_empty_space_is_refused() -> None:
         space(default=Rule(keep="dense"))
 
 
+def test_rules_name_the_schemes_of_their_layers() -> None:
+    rules = [Rule("layer1.*", schemes=["vertical", "pointwise"]), Rule("layer2.*", schemes=["full"])]
+    layers = {layer.spec.name: layer.schemes for layer in space(rules=rules).layers}
+    assert layers["layer1.0.conv1"] == ("vertical", "pointwise")
+    assert layers["layer1.0.conv2"] == ("full",)  # a 1x1 convolution has no kernel to split
+    assert layers["layer2.0.grouped"] == ("full",)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"schemes": []}, "'layer1.*' has no schemes: name some of full, vertical"),
+        ({"schemes": ["diagonal"]}, "'layer1.*': scheme 'diagonal' is unknown"),
+    ],
+)
+def test_schemes_that_do_not_exist_are_refused(rule: dict[str, list[str]], said: str) -> None:
+    with pytest.raises(UserError, match=said.replace("*", r"\*")):
+        Rule("layer1.*", **rule)  # type: ignore[arg-type]
+
+
+def test_a_layer_that_can_have_none_of_its_rules_schemes_is_named() -> None:
+    strip = LayerSpec("strip", "conv2d", 32, 32, 64, (1, 7))
+    profile = LayerProfile((strip,), {}, None, None)
+    with pytest.raises(UserError, match=r"'\*' lets 'strip' have none of its schemes \(full, pointwise\)"):
+        build_space(SpaceSettings(rules=[Rule(schemes=["vertical"])]), profile, COST)
+
+
 values = st.fixed_dictionaries(
-    {
-        layer.spec.name: st.sampled_from(range(layer.low, layer.largest_value + 1, layer.step))
-        for layer in space().layers
-    }
+    {name: st.sampled_from(drawn_from(choices)) for name, choices in distributions(space()).items()}
 )
 
 
 @given(values)
-def test_plans_and_values_say_the_same(drawn: dict[str, int]) -> None:
-    assert space().values(space().plan(drawn)) == drawn
+def test_plans_and_values_say_the_same(drawn: dict[str, Value]) -> None:
+    here = space()
+    written = here.values(here.plan(drawn))
+    assert all(layer.allows(drawn) and layer.allows(written) for layer in here.layers)
+    assert here.plan(written) == here.plan(drawn)
 
 
 @given(values, st.floats(0, 1))
-def test_shrinking_reaches_every_budget_and_leaves_what_fits(drawn: dict[str, int], share: float) -> None:
+def test_shrinking_reaches_every_budget_and_leaves_what_fits(drawn: dict[str, Value], share: float) -> None:
     here = space()
     cheapest = COST.of(here.cheapest)
     budget = cheapest + int(share * (COST.dense - cheapest))
     shrunk = here.shrink(drawn, budget)
     assert COST.of(here.plan(shrunk)) <= budget
-    assert all(here.allows(name, value) and value <= drawn[name] for name, value in shrunk.items())
+    assert all(layer.allows(shrunk) for layer in here.layers)
+    assert all(value <= drawn[name] for name, value in shrunk.items() if isinstance(value, int))
+    smallest = {**drawn, **{layer.spec.name: layer.low for layer in here.layers}}
+    if COST.of(here.plan(smallest)) <= budget:
+        assert all(shrunk[name] == value for name, value in drawn.items() if isinstance(value, str))
     if COST.of(here.plan(drawn)) <= budget:
         assert shrunk == drawn
 
 
 @given(values)
-def test_no_plan_is_cheaper_than_the_highest_speedup_says(drawn: dict[str, int]) -> None:
+def test_no_plan_is_cheaper_than_the_highest_speedup_says(drawn: dict[str, Value]) -> None:
     assert COST.dense / COST.of(space().plan(drawn)) <= space().highest_speedup
 
 

@@ -25,7 +25,7 @@ def batches() -> list[Tensor]:
 
 def test_streamed_statistics_equal_those_of_all_outputs_at_once() -> None:
     model = network().eval()
-    statistics = collect_statistics(model, batches(), ["0", "4"])["4"].all
+    statistics = collect_statistics(model, batches(), ["0", "4"], ["full"])["4"].all
     with torch.no_grad():
         rows = model(torch.cat(batches())).movedim(1, -1).reshape(-1, 4)
     assert statistics.count == len(rows)

@@ -20,7 +20,7 @@ sizes = st.integers(2, 24)
 def test_a_latent_size_is_taken_exactly_up_to_the_break_even_rank(
     wide: int, narrow: int, kernel: int, rank: int
 ) -> None:
-    limit = LayerSpec("any", "conv2d", wide, narrow, 1, (kernel, kernel)).break_even_rank
+    limit = LayerSpec("any", "conv2d", wide, narrow, 1, (kernel, kernel)).break_even_rank()
     if rank <= limit:
         layer = FactorizedConv2d(wide, narrow, kernel, rank)
         assert (layer.in_channels, layer.latent_channels, layer.out_channels) == (wide, rank, narrow)

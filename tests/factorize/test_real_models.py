@@ -23,6 +23,7 @@ from ranksearch.factorize import (
     factorize_model,
     profile_layers,
 )
+from ranksearch.factorize.full import decompose_fully
 from ranksearch.factorize.solver import relative_error
 from ranksearch.plan import LayerChoice, RankPlan
 
@@ -59,7 +60,7 @@ def some_layers(name: str) -> RankPlan:
     """A plan of eight layers all over the network, at half their break-even ranks."""
     specs = [spec for spec in profiled(name).layers if spec.out_size <= 1024]
     chosen = specs[:: max(1, len(specs) // 8)][:8]
-    return RankPlan({spec.name: LayerChoice(spec.whole_groups(spec.break_even_rank // 2)) for spec in chosen})
+    return RankPlan({spec.name: LayerChoice(spec.whole_groups(spec.break_even_rank() // 2)) for spec in chosen})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,7 +82,8 @@ def test_a_plan_builds_a_network_that_runs_at_its_cost(name: str) -> None:
     images = torch.randn(2, *SHAPE)
     layers = {layer: model.get_submodule(layer) for layer, _ in plan}
     statistics = collect_statistics(model, [images], layers)
-    result = factorize_model(model, plan, {layer: decompose(layers[layer], statistics[layer]) for layer in layers})
+    decompositions = {layer: {"full": decompose(layers[layer], statistics[layer])} for layer in layers}
+    result = factorize_model(model, plan, decompositions)
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     with torch.no_grad():
         assert bool(torch.isfinite(result(images)).all())
@@ -113,7 +115,7 @@ def small() -> tuple[nn.Module, torch.Tensor]:
     images = torch.randn(8, 3, 10, 10)
     plan = RankPlan({"0": LayerChoice(6), "3": LayerChoice(4), "6": LayerChoice(3)})
     statistics = collect_statistics(model, [images], [name for name, _ in plan])
-    decompositions = {name: decompose(model.get_submodule(name), statistics[name]) for name, _ in plan}
+    decompositions = {name: {"full": decompose(model.get_submodule(name), statistics[name])} for name, _ in plan}
     return factorize_model(model, plan, decompositions).eval(), images
 
 
@@ -152,8 +154,8 @@ def test_a_saved_state_holds_its_own_numbers_only() -> None:
 def test_other_dtypes_are_kept(dtype: torch.dtype, precision: float) -> None:
     torch.manual_seed(0)
     model, images = nn.Sequential(nn.Conv2d(8, 12, 3)).to(dtype), torch.randn(4, 8, 9, 9).to(dtype)
-    decomposition = decompose(model[0], collect_statistics(model, [images], ["0"])["0"])
-    result = factorize_model(model, RankPlan({"0": LayerChoice(8)}), {"0": decomposition})
+    decomposition = decompose_fully(model[0], collect_statistics(model, [images], ["0"])["0"])
+    result = factorize_model(model, RankPlan({"0": LayerChoice(8)}), {"0": {"full": decomposition}})
     assert {tensor.dtype for tensor in result.state_dict().values()} == {dtype}
     with torch.no_grad():
         measured = relative_error(model(images), result(images), axis=1)
@@ -164,7 +166,7 @@ def test_hooks_of_a_layer_run_for_its_replacement() -> None:
     model = nn.Sequential(nn.Linear(16, 16))
     shapes: list[torch.Size] = []
     model[0].register_forward_hook(lambda module, args, output: shapes.append(output.shape))
-    result = factorize_model(model, RankPlan({"0": LayerChoice(4)}), {"0": decompose(model[0])})
+    result = factorize_model(model, RankPlan({"0": LayerChoice(4)}), {"0": {"full": decompose(model[0])}})
     result(torch.randn(5, 16))
     assert shapes == [(5, 16)]
 

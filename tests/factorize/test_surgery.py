@@ -15,7 +15,7 @@ from ranksearch.factorize import (
     FactorizedConv2d,
     FactorizedLinear,
     collect_statistics,
-    decompose,
+    decompose_schemes,
     factorize_model,
     profile_layers,
 )
@@ -42,9 +42,9 @@ class Shared(nn.Module):
         return self.head(x.mean((2, 3)) @ self.read.weight)
 
 
-def decomposed(model: nn.Module, inputs: torch.Tensor, names: list[str]) -> dict[str, Decomposition]:
+def decomposed(model: nn.Module, inputs: torch.Tensor, names: list[str]) -> dict[str, dict[str, Decomposition]]:
     statistics = collect_statistics(model, [inputs], names)
-    return {name: decompose(model.get_submodule(name), statistics[name]) for name in names}
+    return {name: decompose_schemes(model.get_submodule(name), statistics[name]) for name in names}
 
 
 def test_profile_names_every_layer_once_and_says_why_others_are_skipped() -> None:
@@ -140,7 +140,7 @@ def test_plans_that_do_not_fit_are_refused_by_name(name: str, size: int, said: s
 
 
 def test_a_layer_without_calibration_is_refused() -> None:
-    with pytest.raises(PlanError, match="no calibration data for 'head'"):
+    with pytest.raises(PlanError, match="no calibration data for scheme 'full' of 'head'"):
         factorize_model(Shared(), RankPlan({"head": LayerChoice(2)}), {})
 
 
@@ -212,6 +212,6 @@ def test_hooks_that_change_outputs_do_not_disturb_the_statistics() -> None:
     assert torch.equal(plain.covariance, other.covariance)
     calls: list[int] = []
     hooked.register_full_backward_hook(lambda module, before, after: calls.append(1))
-    result = factorize_model(hooked, RankPlan({"": LayerChoice(4)}), {"": decompose(hooked)})
+    result = factorize_model(hooked, RankPlan({"": LayerChoice(4)}), {"": decompose_schemes(hooked)})
     result(inputs.requires_grad_()).sum().backward()
     assert calls == [1]

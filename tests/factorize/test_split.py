@@ -1,0 +1,280 @@
+"""Laws of the schemes that split a kernel."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ranksearch.errors import PlanError
+from ranksearch.factorize import FactorizedConv2d, collect_statistics, decompose, decompose_schemes, factorize_model
+from ranksearch.factorize.shapes import describe, joined_settings, settings_of, split_settings
+from ranksearch.factorize.solver import relative_error
+from ranksearch.factorize.split import LEAST_RIDGE, SplitDecomposition
+from ranksearch.plan import FIRST_AXES, SCHEMES, LayerChoice, RankPlan
+
+SPLITS = SCHEMES[1:]
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+
+@st.composite
+def layers(draw: st.DrawFn, padding_modes: bool = True) -> nn.Conv2d:
+    """A convolution of any settings whose kernel can be split in every way."""
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    groups = draw(st.sampled_from([1, 2]))
+    stride = draw(st.sampled_from([1, 2, (2, 1)]))
+    padding = draw(st.sampled_from([0, 1, (2, 1), "valid"] + (["same"] if stride == 1 else [])))
+    modes = ["zeros", "reflect", "replicate", "circular"] if padding_modes else ["zeros"]
+    return nn.Conv2d(
+        draw(st.integers(3, 6)) * groups,
+        draw(st.integers(3, 6)) * groups,
+        draw(st.sampled_from([2, 3, (2, 3), (4, 3), (5, 2)])),
+        stride,
+        padding,
+        dilation=draw(st.sampled_from([1, 1, (1, 2)])),
+        padding_mode=draw(st.sampled_from(modes)),
+        groups=groups,
+        bias=draw(st.booleans()),
+    ).double()
+
+
+def images(layer: nn.Conv2d, count: int = 6, size: tuple[int, int] = (10, 9)) -> Tensor:
+    """Maps whose channels and neighbours resemble each other."""
+    mixed = torch.einsum(
+        "bchw,cd->bdhw",
+        torch.randn(count, layer.in_channels, *size),
+        torch.randn(2, 64, 64).sum(0)[: layer.in_channels, : layer.in_channels],
+    )
+    smooth = nn.functional.avg_pool2d(mixed, 3, 1, 1)
+    return (torch.relu(2 * smooth + 0.3 * mixed) + 0.1).to(layer.weight.dtype)
+
+
+def joined(layer: nn.Conv2d, decomposition: Any, rank: int, scheme: str) -> nn.Sequential:
+    """Both factors as plain convolutions, of any rank: also beyond break-even, which no factorized layer takes."""
+    factors = decomposition.factors(layer, rank)
+    first, second = split_settings(settings_of(layer), scheme)
+    one = nn.Conv2d(layer.in_channels, rank, bias=False, **first).double()
+    two = nn.Conv2d(rank, layer.out_channels, **second).double()
+    with torch.no_grad():
+        one.weight.copy_(factors.down)
+        two.weight.copy_(factors.up)
+        assert two.bias is not None
+        two.bias.copy_(factors.bias)
+    return nn.Sequential(one, two)
+
+
+def full_rank(layer: nn.Conv2d, scheme: str) -> int:
+    """Rows or columns of the matrix that is decomposed, whichever are fewer, over all groups."""
+    height, width = layer.kernel_size
+    rows, columns = FIRST_AXES[scheme]
+    piece = layer.in_channels // layer.groups * (height if rows else 1) * (width if columns else 1)
+    outputs = layer.out_channels // layer.groups * (1 if rows else height) * (1 if columns else width)
+    return layer.groups * min(piece, outputs)
+
+
+@given(layers(), st.sampled_from(SCHEMES), st.booleans())
+def test_full_rank_reproduces_the_layer_in_the_interior_and_at_the_borders(
+    layer: nn.Conv2d, scheme: str, with_data: bool
+) -> None:
+    statistics = collect_statistics(nn.Sequential(layer), [images(layer)], ["0"])["0"] if with_data else None
+    decomposition = decompose(layer, statistics, scheme=scheme)
+    unseen = torch.randn(2, layer.in_channels, 11, 8).double()
+    with torch.no_grad():
+        again, exact = joined(layer, decomposition, full_rank(layer, scheme), scheme)(unseen), layer(unseen)
+    assert again.shape == exact.shape
+    assert torch.allclose(again, exact, atol=1e-8)
+
+
+@given(layers(), st.sampled_from(SCHEMES))
+def test_settings_are_dealt_out_and_joined_again(layer: nn.Conv2d, scheme: str) -> None:
+    first, second = split_settings(settings_of(layer), scheme)
+    one = nn.Conv2d(layer.in_channels, 2 * layer.groups, **first)
+    two = nn.Conv2d(2 * layer.groups, layer.out_channels, **second)
+    found = joined_settings(one, two, scheme)
+    expected = settings_of(layer)
+    if expected["padding"] == "valid" and scheme != "full":
+        expected["padding"], found["padding"] = "valid", "valid" if found["padding"] in ("valid", (0, 0)) else None
+    assert found == expected
+
+
+@given(layers(), st.sampled_from(SPLITS), st.integers(1, 3))
+def test_the_error_of_the_quadratic_form_is_the_measured_error(layer: nn.Conv2d, scheme: str, rank: int) -> None:
+    seen = images(layer)
+    statistics = collect_statistics(nn.Sequential(layer), [seen], ["0"])["0"]
+    split = decompose(layer, statistics, scheme=scheme)
+    assert isinstance(split, SplitDecomposition)
+    problem = split.problem(statistics.all)
+    first, second = problem.ridged(split.ridge).solve(problem.ridged(split.ridge).first_factors()[:, :rank])
+    with torch.no_grad():
+        measured = relative_error(layer(seen), joined(layer, split, rank * layer.groups, scheme)(seen), axis=1)
+    assert problem.relative_error(first, second) == pytest.approx(measured, rel=1e-6, abs=1e-10)
+
+
+@given(layers(padding_modes=False), st.sampled_from(SPLITS), st.integers(1, 3))
+def test_taking_turns_only_lowers_the_error(layer: nn.Conv2d, scheme: str, rank: int) -> None:
+    statistics = collect_statistics(nn.Sequential(layer), [images(layer)], ["0"])["0"]
+    split = decompose(layer, statistics, scheme=scheme)
+    assert isinstance(split, SplitDecomposition)
+    problem = split.problem(statistics.all).ridged(LEAST_RIDGE)
+    first = problem.first_factors()[:, :rank]
+    meeting = problem._meet(first)
+    second = problem._refit_second(first, torch.zeros(*problem.weight.shape[:3], rank).double(), meeting)
+    errors = [problem.relative_error(first, second)]
+    for _ in range(3):
+        first, meeting = problem._improve_first(first, second, meeting)
+        errors.append(problem.relative_error(first, second))
+        second = problem._refit_second(first, second, meeting)
+        errors.append(problem.relative_error(first, second))
+    assert all(after <= before * (1 + 1e-6) + 1e-12 for before, after in itertools.pairwise(errors))
+    assert torch.allclose(meeting, problem._meet(first), atol=1e-6 * float(meeting.abs().max()))
+
+
+@pytest.mark.parametrize("scheme", SPLITS)
+def test_gradient_descent_finds_hardly_better_factors(scheme: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, 3, padding=1).double()
+    seen = images(layer, 16)
+    ours = FactorizedConv2d.from_conv2d(layer, 4, input=seen, scheme=scheme)
+    with torch.no_grad():
+        exact = layer(seen)
+        error = relative_error(exact, ours(seen), axis=1)
+    optimizer = torch.optim.LBFGS(ours.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (ours(seen) - exact).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        assert error <= 1.15 * relative_error(exact, ours(seen), axis=1)
+
+
+@given(layers(padding_modes=False))
+def test_expected_errors_start_at_everything_and_never_grow(layer: nn.Conv2d) -> None:
+    statistics = collect_statistics(nn.Sequential(layer), [images(layer)], ["0"])["0"]
+    for scheme, decomposition in decompose_schemes(layer, statistics).items():
+        errors = decomposition.expected_errors()
+        assert len(errors) > describe(layer).break_even_rank(scheme)
+        assert errors[0] == pytest.approx(1, abs=1e-6)
+        assert all(0 <= after <= before for before, after in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_expected_errors_are_those_on_images_that_were_not_seen(scheme: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(12, 12, 3, padding=1)
+    mix = nn.Conv2d(12, 12, 5, padding=2).requires_grad_(False)
+    seen, unseen = (torch.relu(mix(torch.randn(count, 12, 8, 8))) for count in (48, 512))
+    statistics = collect_statistics(nn.Sequential(layer), [seen], ["0"])["0"]
+    decomposition = decompose(layer, statistics, scheme=scheme)
+    expected = decomposition.expected_errors()
+    with torch.no_grad():
+        for rank in (2, 5, 8):
+            twin = FactorizedConv2d.from_conv2d(layer, rank, statistics=statistics, scheme=scheme)
+            assert expected[rank] == pytest.approx(relative_error(layer(unseen), twin(unseen), axis=1), rel=0.1)
+
+
+@pytest.mark.parametrize("scheme", SPLITS)
+def test_scarce_patches_are_helped_by_white_ones(scheme: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 16, 3, padding=1)
+    mix = nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)
+    seen, unseen = (torch.relu(mix(torch.randn(count, 16, 6, 6))) for count in (4, 256))
+    statistics = collect_statistics(nn.Sequential(layer), [seen], ["0"])["0"]
+    split = decompose(layer, statistics, scheme=scheme)
+    assert isinstance(split, SplitDecomposition)
+    assert split.ridge > LEAST_RIDGE
+    errors = []
+    for ridge in (split.ridge, LEAST_RIDGE):
+        plain = SplitDecomposition(**{**vars(split), "ridge": ridge})
+        twin = FactorizedConv2d(16, 16, 3, 5, scheme, padding=1)
+        twin._set_factors(plain.factors(layer, 5))
+        with torch.no_grad():
+            errors.append(relative_error(layer(unseen), twin(unseen), axis=1))
+    assert errors[0] < errors[1]
+
+
+def test_every_scheme_has_its_place_in_a_network_and_pointwise_latent_maps_keep_the_inputs_size() -> None:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(12, 12, 3, stride=2, padding=1) for _ in SCHEMES]
+    model = nn.Sequential(*convolutions).double().eval()
+    seen = torch.randn(8, 12, 40, 36).double()
+    statistics = collect_statistics(model, [seen], "0123")
+    decompositions = {name: decompose_schemes(model.get_submodule(name), statistics[name]) for name in "0123"}
+    plan = RankPlan({name: LayerChoice(4, scheme) for name, scheme in zip("0123", SCHEMES, strict=True)})
+    result = factorize_model(model, plan, decompositions)
+    assert result(seen).shape == model(seen).shape
+    sizes = []
+    x = seen
+    for twin in result:
+        sizes.append(tuple(twin.module0(x).shape[2:]))
+        x = twin(x)
+    assert sizes == [(20, 18), (10, 18), (10, 5), (5, 5)]
+    with pytest.raises(PlanError, match="no calibration data for scheme 'vertical' of '0'"):
+        factorize_model(
+            model, RankPlan({"0": LayerChoice(4, "vertical")}), {"0": {"full": decompositions["0"]["full"]}}
+        )
+
+
+@pytest.mark.parametrize("kind", ["one image", "zero images", "constant images", "zero weights", "dead channels"])
+@pytest.mark.parametrize("scheme", SPLITS)
+def test_degenerate_data_give_finite_factors(scheme: str, kind: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(12, 12, 3, padding=1)
+    seen = torch.randn(1 if kind == "one image" else 6, 12, 5, 5)
+    with torch.no_grad():
+        if kind == "zero images":
+            seen.zero_()
+        if kind == "constant images":
+            seen[:] = 1.0
+        if kind == "zero weights":
+            layer.weight.zero_()
+        if kind == "dead channels":
+            seen[:, 3:] = 0
+        twin = FactorizedConv2d.from_conv2d(layer, 6, input=seen, scheme=scheme)
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in twin.state_dict().values())
+        exact = layer(seen)
+        missed = (twin(seen) - exact).square().mean()
+        assert float(missed) <= float((exact - exact.mean((0, 2, 3), keepdim=True)).square().mean()) + 1e-6
+    statistics = collect_statistics(nn.Sequential(layer), [seen], ["0"])["0"]
+    assert all(0 <= error <= 1.001 for error in decompose(layer, statistics, scheme=scheme).expected_errors())
+
+
+@pytest.mark.parametrize("scheme", SPLITS)
+def test_loss_aware_factors_lower_the_weighted_error(scheme: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(12, 12, 3, padding=1).double()
+    seen = images(layer, 16)
+    weights = torch.logspace(0, -2, 12).double()
+    statistics = collect_statistics(nn.Sequential(layer), [seen], ["0"])["0"]
+    errors = []
+    for sensitivity in (torch.diag(weights)[None], None):
+        twin = FactorizedConv2d(12, 12, 3, 4, scheme, padding=1).double()
+        twin._set_factors(decompose(layer, statistics, sensitivity, scheme).factors(layer, 4))
+        with torch.no_grad():
+            errors.append(float(((twin(seen) - layer(seen)).square().mean((0, 2, 3)) * weights).sum()))
+    assert errors[0] < errors[1]
+
+
+def test_statistics_that_cannot_serve_are_refused() -> None:
+    layer, seen = nn.Conv2d(8, 8, 3), torch.randn(4, 8, 9, 9)
+    outputs = collect_statistics(nn.Sequential(layer), [seen], ["0"], ["full"])["0"]
+    with pytest.raises(ValueError, match=r"outputs do not serve scheme 'vertical': collect them with schemes=\['vert"):
+        decompose(layer, outputs, scheme="vertical")
+    nothing = collect_statistics(nn.Sequential(layer), [seen[:0]], ["0"])["0"]
+    with pytest.raises(ValueError, match="no rows"):
+        decompose(layer, nothing, scheme="vertical")
+    bad = collect_statistics(nn.Sequential(layer), [seen * float("inf")], ["0"])["0"]
+    with pytest.raises(ValueError, match="not finite"):
+        decompose(layer, bad, scheme="vertical")
+    with pytest.raises(PlanError, match="scheme 'sideways' is unknown"):
+        decompose(layer, scheme="sideways")
+    with pytest.raises(PlanError, match="'vertical' does not fit"):
+        FactorizedConv2d.from_conv2d(nn.Conv2d(8, 8, 1), 2, scheme="vertical")
