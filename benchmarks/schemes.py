@@ -103,13 +103,14 @@ def read(folder: Path) -> Data:
     images = torch.tensor(np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28).copy()).float()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images = ((images / 255 - 0.286) / 0.353).expand(-1, 3, -1, -1)[order]
+    images = images.contiguous(memory_format=torch.channels_last)  # a third faster than torch's default on a CPU
     return Data(images, torch.tensor(np.frombuffer(labels, np.uint8, offset=8).copy()).long()[order])
 
 
 def trained(name: str, seed: int, steps: int, data: Data, folder: Path) -> nn.Module:
     """Train a network, or read it back."""
     torch.manual_seed(seed)
-    model = NETWORKS[name]()
+    model = NETWORKS[name]().to(memory_format=torch.channels_last)
     file = folder / f"{name}-{seed}-{steps}.pt"
     if file.exists():
         model.load_state_dict(torch.load(file, weights_only=True))

@@ -28,6 +28,7 @@ from hydra.errors import (
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from optuna import Study
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from torch import nn
@@ -36,7 +37,7 @@ from ranksearch.config import RunConfig
 from ranksearch.cost import CostModel
 from ranksearch.datasets import Splits
 from ranksearch.errors import SettingError, UserError
-from ranksearch.job import Job, run
+from ranksearch.job import Job, run_profile, run_search
 from ranksearch.models import is_torchvision
 from ranksearch.problem import choose_device, describe_space
 from ranksearch.schema import freeze, mergeable
@@ -100,10 +101,14 @@ def _run(cfg: DictConfig) -> None:
     try:
         try:
             job = _prepare(cfg)
+            search = _open_study(job) if job.config.task == "search" else None
         except UserError:
             _forget_run(Path(hydra_config.runtime.output_dir), Path(cfg.outputs))
             raise
-        run(job)
+        if search is None:
+            run_profile(job)
+        else:
+            run_search(job, *search)
     except UserError as error:
         _complain(str(error))
         if hydra_config.mode == RunMode.RUN:
@@ -143,15 +148,20 @@ def _prepare(cfg: DictConfig) -> Job:
         budget = config.constraint.budget(space)
     except SettingError as error:
         raise error.inside("constraint") from None
-    # Seen to before the storage is made, so that a sampler that cannot serve leaves no trace.
-    check_sampler(_build_sampler(config, trials=0), space, budget)
     compared = {key: plain[key] for key in COMPARED}
     compared["dataset"] = {key: value for key, value in compared["dataset"].items() if key not in ("root", "workers")}
-    study = open_study(config.study.name, _build("storage", config.storage, BaseStorage), compared)
-    proposer = _build_sampler(config, trials=len(study.trials))
     # Unresolved, for what stands behind ${oc.env:...} belongs in no file.
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
-    return Job(config, settings, compared, device, splits, model, recipe, space, budget, study, proposer)
+    return Job(config, settings, compared, device, splits, model, recipe, space, budget)
+
+
+def _open_study(job: Job) -> tuple[Study, BaseSampler]:
+    """Make the study or continue it, with a sampler that can serve it."""
+    config = job.config
+    # Seen to before the storage is made, so that a sampler that cannot serve leaves no trace.
+    check_sampler(_build_sampler(config, trials=0), job.space, job.budget)
+    study = open_study(config.study.name, _build("storage", config.storage, BaseStorage), job.compared)
+    return study, _build_sampler(config, trials=len(study.trials))
 
 
 def _build(group: str, settings: Any, kind: type[Any], **extra: Any) -> Any:

@@ -13,7 +13,7 @@ from ranksearch.rules import SpaceSettings
 from ranksearch.search import Constraint, StudySettings
 from ranksearch.training import Recipe
 
-TASKS = ("search",)
+TASKS = ("search", "profile")
 
 
 @dataclass(frozen=True)

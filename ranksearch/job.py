@@ -1,4 +1,4 @@
-"""A whole run: baseline, calibration, search, finalize, artifacts."""
+"""A whole run, task by task: baseline, calibration, then a profile, or search, finalize and artifacts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from ranksearch.finalize import Finalized, finalize
 from ranksearch.loading import is_trusted
 from ranksearch.models import is_torchvision, weights_fit
 from ranksearch.problem import Problem, calibrate
+from ranksearch.profile import display, profile_rows, write_profile
 from ranksearch.progress import progress
 from ranksearch.records import finished, front, pick, read_trials
-from ranksearch.search import run_search
+from ranksearch.report import format_table
+from ranksearch.search import run_trials
 from ranksearch.space import SearchSpace
 
 log = logging.getLogger(__name__)
@@ -43,8 +45,6 @@ class Job:
         recipe: how to build it again without its weights: ``_target_`` and its arguments.
         space: what a trial may choose.
         budget: the highest cost of a feasible plan.
-        study: that keeps the trials.
-        proposer: the sampler.
     """
 
     config: RunConfig
@@ -56,39 +56,46 @@ class Job:
     recipe: dict[str, Any]
     space: SearchSpace
     budget: int
-    study: Study
-    proposer: BaseSampler
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifacts go."""
+        return Path(self.config.outputs) / self.config.study.name
 
 
-def run(job: Job) -> None:
+def run_profile(job: Job) -> None:
+    """Train or read the baseline, calibrate, and say what every layer costs and what the closed form makes of it.
+
+    Raises:
+        UserError: the training of the baseline diverged.
+        KeyboardInterrupt: the person asked to stop.
+    """
+    rows = profile_rows(_calibrated(job))
+    write_profile(job.folder / "profile.csv", rows)
+    log.info("%s", format_table(display(rows)))
+    log.info("written to %s: profile.csv", job.folder)
+
+
+def run_search(job: Job, study: Study, proposer: BaseSampler) -> None:
     """Do it all, and write what came of it, also when it ends early.
+
+    Args:
+        job: what is searched.
+        study: that keeps the trials.
+        proposer: the sampler.
 
     Raises:
         UserError: the training of the baseline or of the picked plan diverged, or no trial completed.
         KeyboardInterrupt: the person asked to stop; everything finished is kept.
     """
-    config, study = job.config, job.study
-    try:
-        _train_baseline(job)
-        problem = calibrate(
-            job.model,
-            job.splits,
-            job.space,
-            config.calibration,
-            job.budget,
-            config.fine_tune,
-            config.seed,
-            job.device,
-        )
-    except DivergedError as error:
-        raise UserError(f"the baseline failed ({error}): lower baseline.learning_rate, or mend its weights") from None
-    folder = Path(config.outputs) / config.study.name
+    config, folder = job.config, job.folder
+    problem = _calibrated(job)
     finalized: Finalized | None = None
     try:
-        _run_trials(job, problem)
+        _run_trials(job, problem, study, proposer)
         points = front(read_trials(study))
         if not points:
-            raise UserError(_why_none_completed(job))
+            raise UserError(_why_none_completed(study))
         finalized = finalize(
             problem, config.study.name, pick(points), config.finalize, job.recipe, job.compared, folder / "best"
         )
@@ -102,6 +109,24 @@ def run(job: Job) -> None:
     log.info("load it with %s", load_call)
 
 
+def _calibrated(job: Job) -> Problem:
+    config = job.config
+    try:
+        _train_baseline(job)
+        return calibrate(
+            job.model,
+            job.splits,
+            job.space,
+            config.calibration,
+            job.budget,
+            config.fine_tune,
+            config.seed,
+            job.device,
+        )
+    except DivergedError as error:
+        raise UserError(f"the baseline failed ({error}): lower baseline.learning_rate, or mend its weights") from None
+
+
 def _load_call(best: Path, job: Job) -> str:
     trust = "" if _is_ours(job) else ", trust=True"
     return f'ranksearch.load("{best}"{trust})'
@@ -111,22 +136,20 @@ def _is_ours(job: Job) -> bool:
     return is_trusted(str(job.recipe["_target_"]))
 
 
-def _run_trials(job: Job, problem: Problem) -> None:
-    settings, records = job.config.study, read_trials(job.study)
-    done = finished(job.study)
+def _run_trials(job: Job, problem: Problem, study: Study, proposer: BaseSampler) -> None:
+    settings, records = job.config.study, read_trials(study)
+    done = finished(study)
     log.info("study '%s': %d of %d trials finished", settings.name, done, settings.n_trials)
     if job.config.worker > 0:
         settings = replace(settings, closed_form_trials=0)  # worker 0 sees to them, or they would be tried twice
     with progress("search", settings.n_trials, done, records) as shown:
-        run_search(job.study, problem, settings, job.proposer, shown.trial)
+        run_trials(study, problem, settings, proposer, shown.trial)
 
 
-def _why_none_completed(job: Job) -> str:
-    reasons = [record.reason for record in read_trials(job.study) if record.reason]
+def _why_none_completed(study: Study) -> str:
+    reasons = [record.reason for record in read_trials(study) if record.reason]
     last = f" (the last: {reasons[-1]})" if reasons else ""
-    return (
-        f"none of {finished(job.study)} trials completed{last}: see trials.csv, mend the cause, take another study.name"
-    )
+    return f"none of {finished(study)} trials completed{last}: see trials.csv, mend the cause, take another study.name"
 
 
 def _train_baseline(job: Job) -> None:

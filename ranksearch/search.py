@@ -147,7 +147,7 @@ def closed_form_plans(problem: Problem, count: int) -> list[RankPlan]:
     return list(dict.fromkeys(space.closed_form(errors, budget) for budget in budgets))
 
 
-def run_search(
+def run_trials(
     study: Study,
     problem: Problem,
     settings: StudySettings,

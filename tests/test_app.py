@@ -103,6 +103,31 @@ def test_the_written_network_costs_what_its_plan_says(ran: tuple[Path, subproces
     assert plan["dense_macs"] / plan["macs"] >= 1.5
 
 
+def test_schemes_are_in_the_trials_the_tables_the_report_and_the_profile(
+    ran: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    outputs = ran[0] / "outputs"
+    trial = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{outputs / 'ranksearch.db'}").trials[0]
+    with (outputs / STUDY / "trials.csv").open(newline="") as file:
+        plan = json.loads(next(csv.DictReader(file))["plan"])
+    assert {entry["scheme"] for entry in plan.values()} - {"full"}
+    assert {f"{name}:scheme": entry["scheme"] for name, entry in plan.items()}.items() <= trial.params.items()
+    page = (outputs / STUDY / "report.html").read_text()
+    assert all(f"latent size, {entry['scheme']}" in page for entry in plan.values())
+    done = call(ran[0], "task=profile")
+    assert done.returncode == 0, done.stderr
+    with (outputs / STUDY / "profile.csv").open(newline="") as file:
+        rows = {row["layer"]: row for row in csv.DictReader(file)}
+    for name, entry in plan.items():  # the first trial is the closed form at the same budget
+        assert {key: str(value) for key, value in entry.items()}.items() <= rows[name].items()
+        assert re.search(rf"^{name} .* {entry['scheme']} {entry['latent_size']} +\d+%", done.stdout, re.M)
+        assert int(entry["latent_size"]) <= int(rows[name][f"break_even_{entry['scheme']}"])
+    assert rows["conv1"]["scheme"] == "dense"
+    total = rows.pop("whole network")
+    saved = sum(int(row["macs"]) - int(row["macs_of_plan"]) for row in rows.values())
+    assert int(total["macs"]) - int(total["macs_of_plan"]) == saved
+
+
 class Links(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -215,7 +240,9 @@ BAD = {
     "space.rules=[{match: layer9.*, keep: dense}]": r"'layer9.\*' matches no layer: did you mean 'layer",
     "space.rules=[{match: layer1.*, low: 0}]": r"latent size 0 is out of range: give an int >= 1, or a fraction",
     "space.rules=[{match: layer1.*, high: 1.5}]": r"latent size 1.5 is out of range",
-    "space.rules=[{match: layer1.*, low: 40}]": r"40 for 'layer1.0.conv1' exceeds its break-even rank 14",
+    "space.rules=[{match: layer1.*, low: 40}]": r"40 for 'layer1.0.conv1' exceeds .* rank 23 of scheme 'vertical'",
+    "space.rules=[{match: layer1.*, schemes: [diagonal]}]": r"scheme 'diagonal' is unknown: use one of full, vertical",
+    "space.rules=[{match: layer1.*, schemes: []}]": r"'layer1.\*' has no schemes: name some of full, vertical",
     "space.rules=[{match: layer1.*, lwo: 4}]": r"'lwo' is not a key of the configuration: use low",
     "space.stem=maybe": r"space.stem=maybe is unknown: use dense or search",
     "fine_tune.learning_rate=0": r"fine_tune.learning_rate=0(.0)? is out of range: use above 0",
@@ -225,7 +252,7 @@ BAD = {
     "sampler._target_=nowhere.Sampler": r"sampler._target_=nowhere.Sampler cannot be imported",
     "model.depth=21": r"model.depth=21 is not 6n \+ 2",
     "device=quantum": r"device=quantum cannot be used",
-    "task=dance": r"task=dance is unknown: use search",
+    "task=dance": r"task=dance is unknown: use search, profile",
     "model._target_=collections.Counter ~model.depth": r"_target_=collections.Counter gives a Counter: it must",
     "dataset._target_=collections.Counter": r"collections.Counter gives a Counter: it must give a Splits",
     "seed=-1": r"seed=-1 is out of range: use 0 to",

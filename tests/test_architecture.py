@@ -24,7 +24,7 @@ FLOORS = [
     ["trial"],
     ["records"],
     ["search", "pictures", "finalize", "progress"],
-    ["report", "config"],
+    ["report", "profile", "config"],
     ["artifacts"],
     ["job"],
     ["app"],

@@ -7,6 +7,9 @@ import random
 import pytest
 import torch
 import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import convolutions
 from torch import nn
 
 from ranksearch.cost import MacsCost, NetworkCost, count_macs, count_params
@@ -44,6 +47,24 @@ def test_predicted_macs_are_the_measured_ones(name: str) -> None:
             }
         )
         assert count_macs(factorized_like(model, plan), shape) == cost.of(plan)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@given(convolutions(9, 8, most=20), st.integers(9, 15), st.integers(8, 15), st.floats(0, 1))
+def test_predicted_macs_of_any_layer_by_any_scheme_are_the_measured_ones(
+    layer: nn.Conv2d, height: int, width: int, share: float
+) -> None:
+    shape, model = (layer.in_channels, height, width), nn.Sequential(layer.float())
+    dense = count_macs(model, shape)
+    for spec in profile_layers(model, torch.empty(1, *shape)).layers:
+        assert spec.dense_macs == dense
+        cost = NetworkCost(MacsCost(), dense, {spec.name: spec})
+        for scheme in spec.schemes:
+            rank = spec.whole_groups(1 + int(share * (spec.break_even_rank(scheme) - 1)))
+            plan = RankPlan({spec.name: LayerChoice(rank, scheme)})
+            measured = count_macs(factorized_like(model, plan), shape)
+            assert measured == cost.of(plan)
+            assert measured < dense
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -22,7 +22,7 @@ from ranksearch.errors import DivergedError, UserError
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.records import FrontPoint, TrialRecord, finished, front, read_trials
-from ranksearch.search import StudySettings, closed_form_plans, open_study, run_search
+from ranksearch.search import StudySettings, closed_form_plans, open_study, run_trials
 from ranksearch.storage import sqlite
 from ranksearch.trial import TrialResult
 
@@ -31,7 +31,7 @@ SETTINGS = {"model": {"depth": 8}, "seed": 0}
 
 def start(problem: Problem, n_trials: int, study: Study | None = None, closed_form: int = 2) -> Study:
     study = study or open_study("s", InMemoryStorage(), SETTINGS)
-    run_search(study, problem, StudySettings("s", n_trials, closed_form), RandomSampler(seed=0), lambda record: None)
+    run_trials(study, problem, StudySettings("s", n_trials, closed_form), RandomSampler(seed=0), lambda record: None)
     return study
 
 
@@ -204,5 +204,5 @@ def test_tpe_ends_nearly_all_trials_complete_at_a_tight_budget(problem: Problem)
         problem, budget=int(space.cost.dense / 3), recipe=dataclasses.replace(problem.recipe, steps=0)
     )
     study = open_study("s", InMemoryStorage(), SETTINGS)
-    run_search(study, tight, StudySettings("s", 30, 0), TPESampler(seed=0, n_startup_trials=5), lambda record: None)
+    run_trials(study, tight, StudySettings("s", 30, 0), TPESampler(seed=0, n_startup_trials=5), lambda record: None)
     assert sum(trial.state.name == "COMPLETE" for trial in study.trials) >= 27

@@ -46,14 +46,17 @@ class SplitProblem:
             covariance: `[groups, fan_in, fan_in]`.
             order: index of each piece's numbers in a kernel's, `[offsets, piece]`.
         """
-        index = order.flatten()
+        index, size = order.flatten(), covariance.diagonal(dim1=1, dim2=2).mean()
+        # Of mean variance 1, for shares of errors do not depend on it, and squares of a covariance may overflow.
+        covariance = covariance / size if size > 0 else covariance
         pieces = weight[:, :, index].to(covariance).reshape(*weight.shape[:2], *order.shape)
         return SplitProblem(pieces, covariance[:, index[:, None], index])
 
     def ridged(self, share: float) -> SplitProblem:
-        """The same with white patches mixed in, of a share of the mean variance."""
+        """The same with white patches mixed in, of a share of the mean variance; as many at least as rounding hides."""
         level = self.covariance.diagonal(dim1=1, dim2=2).mean(1)
-        level = torch.where(level > 0, share * level, torch.ones_like(level))
+        rounding = torch.finfo(level.dtype).eps * self.covariance.flatten(1).norm(dim=1)
+        level = torch.where(level > 0, torch.maximum(share * level, rounding), torch.ones_like(level))
         white = torch.eye(self.covariance.shape[1], dtype=level.dtype)
         return SplitProblem(self.weight, self.covariance + level[:, None, None] * white)
 
@@ -70,7 +73,7 @@ class SplitProblem:
         The first r rows are that of rank r. With M the layer's weight, one row per output and offset, and C the mean
         covariance of a piece, they are the right singular vectors of M C^(1/2), taken back by C^(-1/2).
         """
-        root = torch.linalg.cholesky(self._mean_covariance())
+        root = _root(self._mean_covariance(), torch.finfo(self.covariance.dtype).eps)
         seen = self.weight.flatten(1, 2).double() @ root
         vectors = torch.linalg.eigh(seen.mT @ seen).eigenvectors.flip(-1)
         rows: Tensor = torch.linalg.solve_triangular(root, vectors.mT, upper=False, left=False)
@@ -133,10 +136,27 @@ class SplitProblem:
         return float(missed / total) if float(total) > 0 else 0.0
 
 
+def _root(matrix: Tensor, rounding: float, level: float = 0.0) -> Tensor:
+    """The Cholesky factor of a symmetric matrix in float64, lifted above the rounding that it carries.
+
+    Args:
+        matrix: `[groups, size, size]`.
+        rounding: of its entries, as a share of the largest.
+        level: what is added to the diagonal, as a share of its mean; more where that does not suffice, because
+            nearly all variance is in few directions, whose rounding drowns the others.
+    """
+    symmetric = (matrix + matrix.mT).double() / 2
+    scale = symmetric.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
+    white = scale[:, None, None] * torch.eye(matrix.shape[-1], dtype=torch.float64)
+    while True:
+        root, failed = torch.linalg.cholesky_ex(symmetric + level * white)
+        smallest = root.diagonal(dim1=1, dim2=2).square().amin(1)
+        if level > 1 or not bool(failed.any() or (smallest < 10 * rounding * scale).any()):
+            return root
+        level = max(10 * level, 100 * rounding)
+
+
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solve with a symmetric matrix in float64, lifted by the rounding of its own dtype."""
-    size, level = matrix.shape[-1], 100 * torch.finfo(matrix.dtype).eps
-    lifted = (matrix + matrix.mT).double() / 2
-    scale = lifted.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)[:, None, None]
-    root = torch.linalg.cholesky(lifted + level * scale * torch.eye(size, dtype=torch.float64))
-    return torch.cholesky_solve(right.double(), root).to(right)
+    """Solve with a symmetric matrix, `[groups, size, size]`, in float64."""
+    rounding = torch.finfo(matrix.dtype).eps
+    return torch.cholesky_solve(right.double(), _root(matrix, rounding, 100 * rounding)).to(right)

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 # Patches of at most so many numbers are cheaper unfolded, a few maps at a time, than multiplied lag by lag.
 LARGEST_TO_UNFOLD = 256
 UNFOLDED_NUMBERS = 2**23
+# Sums of products in float32 are exact to some 1e-6 of the mean squares, which must stay far below the least ridge.
+FAR_MEANS = 10
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,12 @@ class Taps:
 Block = tuple[Run, Run]
 
 
+def _far_from_zero(values: Tensor) -> bool:
+    """Whether squares of the means would drown variances in the rounding of float32."""
+    variances, means = torch.var_mean(values.float(), (0, 2, 3), correction=0)
+    return values.dtype == torch.float32 and bool(means.square().sum() > FAR_MEANS * variances.sum())
+
+
 @dataclass
 class PatchMoments:
     """First and second moments of patches, group by group, held as sums of products by lag.
@@ -170,6 +178,8 @@ class PatchMoments:
         values = values.detach()
         if values.dtype in (torch.float16, torch.bfloat16):
             values = values.float()
+        if _far_from_zero(values):
+            values = values.cpu().double()
         self.count += len(values) * self.taps.outputs(*values.shape[2:])
         values = self.taps.padded(values)
         height, width = values.shape[2:]
@@ -185,8 +195,8 @@ class PatchMoments:
             if block not in stored:
                 channels = grouped.shape[2]
                 stored[block] = values.new_zeros(groups, channels, channels, device="cpu")
-            stored[block] += self._product(columns, block).cpu()
-        self.sums = self.sums + self._sums(grouped.sum(0, dtype=torch.float64))
+            stored[block] = stored[block] + self._product(columns, block).cpu()
+        self.sums = self.sums + self._sums(grouped.sum(0).cpu().double())
 
     def _product(self, columns: list[Tensor], block: Block) -> Tensor:
         (rows, across), (down, right) = block, self.taps.stride
@@ -208,7 +218,7 @@ class PatchMoments:
                 bottom, right = (run.first + s * run.count for run, s in zip((down, across), step, strict=True))
                 total += summed[..., down.first : bottom : step[0], across.first : right : step[1]].sum((-2, -1))
             taps.append(total)
-        return torch.stack(taps, -1).cpu()
+        return torch.stack(taps, -1)
 
     def __add__(self, other: PatchMoments) -> PatchMoments:
         """The moments of both sets of patches together."""

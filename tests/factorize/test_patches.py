@@ -6,29 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import convolutions
 from torch import Tensor, nn
 
 from ranksearch.factorize import PatchMoments, collect_statistics
 from ranksearch.factorize.patches import Taps
-
-
-@st.composite
-def convolutions(draw: st.DrawFn) -> nn.Conv2d:
-    """A convolution of any settings over maps of at least 5 by 6."""
-    groups = draw(st.sampled_from([1, 2]))
-    stride = draw(st.sampled_from([1, 2, (2, 1), (1, 3)]))
-    kernel = draw(st.sampled_from([2, 3, 5, (1, 4), (4, 1), (3, 2)]))
-    padding = draw(st.sampled_from([2, (3, 1), "valid"] + (["same"] if stride == 1 else [])))
-    return nn.Conv2d(
-        4,
-        4,
-        kernel,
-        stride,
-        padding,
-        dilation=1 if padding == "valid" else draw(st.sampled_from([1, 2, (1, 2)])),
-        padding_mode=draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
-        groups=groups,
-    ).double()
 
 
 def unfolded(layer: nn.Conv2d, images: Tensor) -> Tensor:
@@ -52,10 +34,10 @@ def unfolded(layer: nn.Conv2d, images: Tensor) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@given(convolutions(), st.integers(5, 9), st.integers(6, 9))
+@given(convolutions(5, 6), st.integers(5, 9), st.integers(6, 9))
 def test_moments_by_lag_are_those_of_unfolded_patches(layer: nn.Conv2d, height: int, width: int) -> None:
     torch.manual_seed(0)
-    images = torch.randn(5, 4, height, width).double() + 1
+    images = torch.randn(5, layer.in_channels, height, width).double() + 1
     rows = unfolded(layer, images)
     first, second = PatchMoments(Taps.of(layer)), PatchMoments(Taps.of(layer))
     first.see(images[:2])
