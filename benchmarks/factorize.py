@@ -1,4 +1,4 @@
-"""What the closed form costs, and how it compares with alternating least squares. Run: python benchmarks/factorize.py.
+"""What the full scheme's closed form costs, beside alternating least squares. Run: python benchmarks/factorize.py.
 
 Prints two tables and a last line of JSON. All times are taken in one run, one after the other.
 """
@@ -18,8 +18,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ranksearch.factorize import collect_statistics, decompose, factorize_model, profile_layers
-from ranksearch.factorize.decomposition import TIE_BREAK
+from ranksearch.factorize import collect_statistics, factorize_model, profile_layers
+from ranksearch.factorize.full import TIE_BREAK, decompose_fully
 from ranksearch.factorize.solver import relative_error
 from ranksearch.plan import LayerChoice, RankPlan
 
@@ -58,10 +58,12 @@ def whole_network() -> dict[str, float]:
     names = [spec.name for spec in profile.layers]
     plain_forward(model, batches[:1])
     forward, _ = timed(lambda: plain_forward(model, batches), 3)
-    collecting, statistics = timed(lambda: collect_statistics(model, batches, names), 3)
+    collecting, statistics = timed(lambda: collect_statistics(model, batches, names, ["full"]), 3)
     layers = {name: model.get_submodule(name) for name in names}
-    decomposing, decompositions = timed(lambda: {name: decompose(layers[name], statistics[name]) for name in names})
-    plan = RankPlan({spec.name: LayerChoice(spec.whole_groups(spec.break_even_rank // 2)) for spec in profile.layers})
+    decomposing, decompositions = timed(
+        lambda: {name: {"full": decompose_fully(layers[name], statistics[name])} for name in names}
+    )
+    plan = RankPlan({spec.name: LayerChoice(spec.whole_groups(spec.break_even_rank() // 2)) for spec in profile.layers})
     building, _ = timed(lambda: factorize_model(model, plan, decompositions), 3)
     kept = sum(half.scatter.numel() * 8 for entry in statistics.values() for half in entry.halves)
     batch = batches[0].numel() * 4
@@ -86,7 +88,8 @@ def peak(how: str) -> None:
     if how == "--forward":
         plain_forward(model, batches)
     else:
-        collect_statistics(model, batches, [spec.name for spec in profile_layers(model, batches[0][:1]).layers])
+        names = [spec.name for spec in profile_layers(model, batches[0][:1]).layers]
+        collect_statistics(model, batches, names, ["full"])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
@@ -130,7 +133,8 @@ def one_layer(name: str, layer: nn.Module, *shape: int) -> dict[str, Any]:
     ranks = [width * step // (RANKS + 2) for step in range(1, RANKS + 1)]
 
     def closed_form() -> list[Any]:
-        decomposition = decompose(layer, collect_statistics(root, [seen], ["0"])["0"], shrinkage=TIE_BREAK)
+        statistics = collect_statistics(root, [seen], ["0"], ["full"])["0"]
+        decomposition = decompose_fully(layer, statistics, shrinkage=TIE_BREAK)
         return [decomposition.factors(layer, rank) for rank in ranks]
 
     def alternated() -> list[Any]:

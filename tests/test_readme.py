@@ -72,7 +72,7 @@ def test_one_s_own_model_and_data_run(tmp_path: Path) -> None:
 def test_space_rules_of_the_readme_are_understood() -> None:
     [block] = [block for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.S) if "rules:" in block]
     settings = freeze(SpaceSettings, yaml.safe_load(block))
-    assert [rule.match for rule in settings.rules] == ["layer1.*", "layer4.*.conv2"]
+    assert [rule.match for rule in settings.rules] == ["layer1.*", "layer4.*.conv2", "layer3.*"]
 
 
 def test_links_and_pictures_exist() -> None:

@@ -149,6 +149,7 @@ def _root(matrix: Tensor, rounding: float, level: float = 0.0) -> Tensor:
     scale = symmetric.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
     white = scale[:, None, None] * torch.eye(matrix.shape[-1], dtype=torch.float64)
     while True:
+        root: Tensor
         root, failed = torch.linalg.cholesky_ex(symmetric + level * white)
         smallest = root.diagonal(dim1=1, dim2=2).square().amin(1)
         if level > 1 or not bool(failed.any() or (smallest < 10 * rounding * scale).any()):
@@ -159,4 +160,5 @@ def _root(matrix: Tensor, rounding: float, level: float = 0.0) -> Tensor:
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     """Solve with a symmetric matrix, `[groups, size, size]`, in float64."""
     rounding = torch.finfo(matrix.dtype).eps
-    return torch.cholesky_solve(right.double(), _root(matrix, rounding, 100 * rounding)).to(right)
+    found: Tensor = torch.cholesky_solve(right.double(), _root(matrix, rounding, 100 * rounding))
+    return found.to(right)

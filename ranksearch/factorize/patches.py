@@ -232,6 +232,12 @@ class PatchMoments:
         return PatchMoments(self.taps, self.count + other.count, self.sums + other.sums, both)
 
     @property
+    def finite(self) -> bool:
+        """Whether all numbers are."""
+        products = (total for blocks in self.products.values() for total in blocks.values())
+        return bool(torch.isfinite(self.sums).all()) and all(bool(torch.isfinite(total).all()) for total in products)
+
+    @property
     def mean(self) -> Tensor:
         """`[groups, fan_in]`, in the order of a kernel's numbers."""
         return self.sums.flatten(1) / max(self.count, 1)

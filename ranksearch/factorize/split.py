@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -49,8 +50,8 @@ class SplitDecomposition:
         inverse: takes that weighing back, `[groups, out / groups, out / groups]`; None where there is none.
         statistics: of its patches; None takes them as white.
         order: see `pieces`.
-        ridge: of white patches that is mixed in, as a share of the mean variance.
         limit: the largest rank that errors are expected for.
+        given_ridge: of white patches that are mixed in, as a share of the mean variance; None chooses it.
     """
 
     scheme: str
@@ -58,8 +59,23 @@ class SplitDecomposition:
     inverse: Tensor | None
     statistics: LayerStatistics | None
     order: Tensor
-    ridge: float
     limit: int
+    given_ridge: float | None = None
+
+    @cached_property
+    def ridge(self) -> float:
+        """The white patches that are mixed in, as a share of the mean variance.
+
+        Where patches are scarce, as many as make the error smallest that half of the examples give on the other half.
+        """
+        if self.given_ridge is not None:
+            return self.given_ridge
+        count = sum(half.count for half in self.statistics.halves) if self.statistics else 0
+        if not 0 < count < PATCHES_FOR_EACH_NUMBER * self.weight.shape[2]:
+            return LEAST_RIDGE
+        problems, middle = self.problems(), [max(1, self.limit // len(self.weight) // 3)]
+        errors = {ridge: _cross_validated(problems, middle, 2 * ridge)[0] for ridge in (LEAST_RIDGE, *RIDGES)}
+        return min(errors, key=errors.__getitem__)
 
     def expected_errors(self) -> list[float]:
         """See `Decomposition`; up to the break-even rank."""
@@ -102,10 +118,7 @@ class SplitDecomposition:
         if moments is None:
             white = torch.eye(self.weight.shape[2], dtype=torch.float64).expand(len(self.weight), -1, -1)
             return SplitProblem.of(self.weight, white, self.order)
-        covariance = moments.covariance
-        if not bool(torch.isfinite(covariance).all()):
-            raise ValueError("layer inputs are not finite: check the calibration images")
-        return SplitProblem.of(self.weight, covariance, self.order)
+        return SplitProblem.of(self.weight, moments.covariance, self.order)
 
 
 def _cross_validated(problems: Sequence[SplitProblem], ranks: Sequence[int], ridge: float) -> list[float]:
@@ -134,10 +147,7 @@ def _cross_validated(problems: Sequence[SplitProblem], ranks: Sequence[int], rid
 def decompose_by_split(
     layer: Layer, scheme: str, statistics: LayerStatistics | None, sensitivity: Tensor | None
 ) -> SplitDecomposition:
-    """Make a layer ready to be split by a scheme.
-
-    Where patches are scarce, more white ones are mixed in, as many as make the error smallest that half of the
-    examples give on the other half.
+    """Make a layer ready to be split by a scheme; the work is done once errors or factors are asked for.
 
     Raises:
         PlanError: the layer cannot have the scheme.
@@ -152,20 +162,15 @@ def decompose_by_split(
         weight = root @ weight
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("layer weights are not finite: check them")
-    count = None
     if statistics is not None:
-        count = sum(half.count for half in statistics.halves)
-        if count == 0:
+        if sum(half.count for half in statistics.halves) == 0:
             raise ValueError("calibration saw no rows of the layer: give batches that are not empty")
         if statistics.side != "input" or statistics.mean.shape != weight[:, 0].shape:
             raise ValueError(
                 f"statistics of the layer's {statistics.side}s do not serve scheme '{scheme}': "
                 f"collect them with schemes=['{scheme}']"
             )
+        if not all(half.finite for half in statistics.halves):
+            raise ValueError("layer inputs are not finite: check the calibration images")
     limit = spec.break_even_rank(scheme)
-    split = SplitDecomposition(scheme, weight, inverse, statistics, pieces(layer, scheme), LEAST_RIDGE, limit)
-    if count is not None and count < PATCHES_FOR_EACH_NUMBER * spec.fan_in:
-        problems, middle = split.problems(), [max(1, limit // layer.groups // 3)]
-        errors = {ridge: _cross_validated(problems, middle, 2 * ridge)[0] for ridge in (LEAST_RIDGE, *RIDGES)}
-        return replace(split, ridge=min(errors, key=errors.__getitem__))
-    return split
+    return SplitDecomposition(scheme, weight, inverse, statistics, pieces(layer, scheme), limit)

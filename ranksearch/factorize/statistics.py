@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from ranksearch.factorize.patches import PatchMoments
@@ -39,6 +40,11 @@ class Moments:
         shift = other.mean - self.mean
         between = shift[:, :, None] * shift[:, None, :] * (self.count * other.count / total)
         return Moments(total, self.mean + shift * (other.count / total), self.scatter + other.scatter + between)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers are."""
+        return bool(torch.isfinite(self.mean).all() and torch.isfinite(self.scatter).all())
 
     @property
     def covariance(self) -> Tensor:

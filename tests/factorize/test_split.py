@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -177,7 +178,7 @@ def test_scarce_patches_are_helped_by_white_ones(scheme: str) -> None:
     assert split.ridge > LEAST_RIDGE
     errors = []
     for ridge in (split.ridge, LEAST_RIDGE):
-        plain = SplitDecomposition(**{**vars(split), "ridge": ridge})
+        plain = dataclasses.replace(split, given_ridge=ridge)
         twin = FactorizedConv2d(16, 16, 3, 5, scheme, padding=1)
         twin._set_factors(plain.factors(layer, 5))
         with torch.no_grad():
@@ -277,9 +278,12 @@ def test_statistics_that_cannot_serve_are_refused() -> None:
     nothing = collect_statistics(nn.Sequential(layer), [seen[:0]], ["0"])["0"]
     with pytest.raises(ValueError, match="no rows"):
         decompose(layer, nothing, scheme="vertical")
-    bad = collect_statistics(nn.Sequential(layer), [seen * float("inf")], ["0"])["0"]
-    with pytest.raises(ValueError, match="not finite"):
-        decompose(layer, bad, scheme="vertical")
+    for channels in (8, 40):
+        for factor in (float("inf"), 1e30):
+            layer = nn.Conv2d(channels, 8, 3)
+            bad = collect_statistics(nn.Sequential(layer), [torch.randn(4, channels, 9, 9) * factor], ["0"])["0"]
+            with pytest.raises(ValueError, match="layer inputs are not finite"):
+                decompose(layer, bad, scheme="vertical")
     with pytest.raises(PlanError, match="scheme 'sideways' is unknown"):
         decompose(layer, scheme="sideways")
     with pytest.raises(PlanError, match="'vertical' does not fit"):
