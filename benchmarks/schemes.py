@@ -2,7 +2,7 @@
 
 The images are Debian's package `dataset-fashion-mnist`, or the four .gz files from the data set's own home in any
 folder (--data). All networks are trained here, on the training images but 5,000, and every accuracy is that of these
-5,000; the test images are never read, and no plan is chosen by any accuracy: plans are the closed form's.
+5,000; the test images are never read, and no plan is chosen by any label: plans are the closed form's.
 
 Finished parts are kept under --outputs and read again, so a run that was stopped goes on. Parts of the work can be
 given to several processes: --parts, --networks, --seeds. The last line is JSON.
@@ -26,6 +26,7 @@ import schemes_speed
 import torch
 from torch import Tensor, nn
 
+from ranksearch.closed_form import nearest, propose
 from ranksearch.cost import MacsCost, NetworkCost, count_macs
 from ranksearch.factorize import (
     collect_statistics,
@@ -35,6 +36,7 @@ from ranksearch.factorize import (
     recalibrate_batchnorm,
 )
 from ranksearch.models import CifarResNet
+from ranksearch.plan import RankPlan
 from ranksearch.rules import Rule, SpaceSettings, build_space
 from ranksearch.training import Recipe, evaluate, train
 
@@ -45,14 +47,14 @@ SETS = {
     "all four": ["full", "vertical", "horizontal", "pointwise"],
 }
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.12)
-CALIBRATION, BATCH, HELD_OUT = 512, 64, 5000
+CALIBRATION, COMPARISON, BATCH, HELD_OUT = 512, 256, 64, 5000
 
 
 def vgg() -> nn.Module:
     """Six convolutions with BatchNorm, no shortcuts."""
     layers: list[nn.Module] = []
     channels = 3
-    for width in (32, 32, 0, 64, 64, 0, 128, 128):
+    for width in (16, 16, 0, 32, 32, 0, 64, 64):
         if width == 0:
             layers.append(nn.MaxPool2d(2))
             continue
@@ -132,6 +134,7 @@ def accuracies(name: str, seed: int, model: nn.Module, data: Data, options: argp
         return
     source = data.batches(seed + 100, BATCH)
     images = [next(source)[0] for _ in range(CALIBRATION // BATCH)]
+    comparison = [next(source)[0] for _ in range(COMPARISON // BATCH)]
     profile = profile_layers(model, images[0][:1])
     names = [spec.name for spec in profile.layers]
     statistics = collect_statistics(model, images, names)
@@ -139,11 +142,20 @@ def accuracies(name: str, seed: int, model: nn.Module, data: Data, options: argp
     errors = {layer: {s: d.expected_errors() for s, d in found.items()} for layer, found in decompositions.items()}
     cost = NetworkCost(MacsCost(), count_macs(model, (3, 28, 28)), {spec.name: spec for spec in profile.layers})
     dense = evaluate(model, data.held_out()).accuracy
-    for kinds, share, steps, *_ in rest:
-        space = build_space(SpaceSettings(default=Rule(schemes=SETS[kinds])), profile, cost)
-        plan = space.closed_form(errors, int(share * cost.dense))
+
+    def build(plan: RankPlan) -> nn.Module:
         network = factorize_model(model, plan, decompositions)
         recalibrate_batchnorm(network, images)
+        return network
+
+    plans: dict[tuple[str, float], RankPlan] = {}
+    for kinds, share, steps, *_ in rest:
+        space = build_space(SpaceSettings(default=Rule(schemes=SETS[kinds])), profile, cost)
+        if (kinds, share) not in plans:
+            proposals = propose(space, errors, int(share * cost.dense))
+            plans[kinds, share] = nearest(proposals, build, model, comparison)
+        plan = plans[kinds, share]
+        network = build(plan)
         if steps:
             torch.manual_seed(seed)
             recipe = Recipe(steps=steps, batch_size=BATCH, learning_rate=0.02, distillation=0.7)

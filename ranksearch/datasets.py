@@ -83,6 +83,14 @@ def batches(
     yield from _loaded(DataLoader(examples, size, num_workers=workers), device)
 
 
+def draw(examples: Examples, count: int, device: torch.device, seed: int, workers: int = 0) -> Tensor:
+    """Inputs spread evenly over a split, `[count, ...]` or all there are, in an order drawn by the seed."""
+    found = torch.cat([inputs for inputs, _ in batches(examples, 64, device, workers, limit=count)])
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).to(device)
+    shuffled = found[order]
+    return shuffled.contiguous(memory_format=torch.channels_last) if found.ndim == 4 else shuffled
+
+
 def endless_batches(
     examples: Examples, size: int, device: torch.device, seed: int, workers: int = 0
 ) -> Iterator[Batch]:

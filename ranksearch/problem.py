@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ranksearch.cost import CostModel, NetworkCost, count_params
-from ranksearch.datasets import Batch, Splits, batches
+from ranksearch.datasets import Batch, Splits, batches, draw, length
 from ranksearch.errors import SettingError, UserError
 from ranksearch.factorize import (
     Decomposition,
@@ -21,7 +21,7 @@ from ranksearch.factorize import (
     profile_layers,
 )
 from ranksearch.rules import SpaceSettings, build_space
-from ranksearch.space import SearchSpace
+from ranksearch.space import Errors, SearchSpace
 from ranksearch.training import Evaluation, Recipe, evaluate
 
 log = logging.getLogger(__name__)
@@ -38,14 +38,16 @@ class CalibrationSettings:
         images: how many.
         batch_size: images of a batch.
         loss_aware: weigh output errors by how much the loss feels them; costs a backward pass over the images.
+        comparison_images: how many more, which closed-form plans are compared on; at most a quarter of all there are.
     """
 
     images: int = 512
     batch_size: int = 64
     loss_aware: bool = False
+    comparison_images: int = 256
 
     def __post_init__(self) -> None:
-        for what in ("images", "batch_size"):
+        for what in ("images", "comparison_images", "batch_size"):
             if getattr(self, what) < 2:
                 raise SettingError(what, getattr(self, what), "is too few: use 2 or more")
 
@@ -61,6 +63,7 @@ class Problem:
         decompositions: layer name -> scheme -> decomposition, of every layer in the space.
         errors: layer name -> scheme -> the error that is expected at rank 0, 1, ...
         calibration: inputs to recalibrate with, each `[B, C, H, W]`.
+        comparison: inputs to compare closed-form plans on, which no decomposition has seen.
         baseline: the dense model on the validation split.
         params: of the dense model.
         budget: the highest cost that the constraint allows.
@@ -73,8 +76,9 @@ class Problem:
     splits: Splits
     space: SearchSpace
     decompositions: Mapping[str, Mapping[str, Decomposition]]
-    errors: Mapping[str, Mapping[str, Sequence[float]]]
+    errors: Errors
     calibration: tuple[Tensor, ...]
+    comparison: tuple[Tensor, ...]
     baseline: Evaluation
     params: int
     budget: int
@@ -173,10 +177,9 @@ def calibrate(
     """
     start = time.perf_counter()
     torch.manual_seed(seed)  # of random augmentation
-    images = tuple(
-        inputs
-        for inputs, _ in batches(splits.train, settings.batch_size, device, splits.workers, limit=settings.images)
-    )
+    unseen = min(settings.comparison_images, length(splits.train) // 4)
+    drawn = draw(splits.train, settings.images + unseen, device, seed, splits.workers)
+    images, comparison = (torch.split(part, settings.batch_size) for part in (drawn[unseen:], drawn[:unseen]))
     if len(images) > 1 and len(images[-1]) < settings.batch_size:
         images = images[:-1]  # BatchNorm would weigh a few images like a full batch, and cannot use a single one
     names = [layer.spec.name for layer in space.layers]
@@ -204,6 +207,7 @@ def calibrate(
         decompositions=decompositions,
         errors=errors,
         calibration=images,
+        comparison=comparison,
         baseline=evaluate(model, batches(splits.validation, EVALUATION_BATCH, device, splits.workers)),
         params=count_params(model),
         budget=budget,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ranksearch.closed_form import closed_form
 from ranksearch.files import write_text
 from ranksearch.plan import SCHEMES
 from ranksearch.problem import Problem
@@ -48,7 +49,7 @@ def profile_rows(problem: Problem) -> list[ProfileRow]:
     Layers that the space's rules keep dense are among them.
     """
     network = problem.space.cost
-    plan = problem.space.closed_form(problem.errors, problem.budget)
+    plan = closed_form(problem, problem.budget)
     rows = []
     for name, spec in network.layers.items():
         cost, choice = network.model.dense(spec), plan.layers.get(name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -15,6 +17,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
+from ranksearch.closed_form import closed_form
 from ranksearch.errors import DivergedError, SettingError, UserError
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
@@ -24,6 +27,9 @@ from ranksearch.space import SearchSpace, Value
 from ranksearch.trial import evaluate_plan
 
 SETTINGS = "settings"
+PLANS = "closed_form_plans"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,16 +141,29 @@ def check_sampler(proposer: BaseSampler, space: SearchSpace, budget: int) -> Non
         raise SettingError("sampler", name, f"cannot serve two objectives ({reason}): choose another") from None
 
 
-def closed_form_plans(problem: Problem, count: int) -> list[RankPlan]:
-    """The plans of least expected error at several budgets, from the constraint's downwards, each once.
+def closed_form_budgets(problem: Problem, count: int) -> list[int]:
+    """Budgets to begin with, evenly on a logarithmic scale from the constraint's downwards.
 
-    The lowest budget is a quarter of the constraint's, or the lowest that the space reaches.
+    The lowest is a quarter of the constraint's, or the lowest that the space reaches.
     """
-    space, errors = problem.space, problem.errors
-    lowest = max(space.cost.of(space.cheapest), problem.budget / 4)
+    cheapest = problem.space.cost.of(problem.space.cheapest)
+    lowest = max(cheapest, problem.budget / 4)
     ratio = (lowest / problem.budget) ** (1 / max(count - 1, 1))
-    budgets = [max(int(problem.budget * ratio**index), space.cost.of(space.cheapest)) for index in range(count)]
-    return list(dict.fromkeys(space.closed_form(errors, budget) for budget in budgets))
+    return [max(int(problem.budget * ratio**index), cheapest) for index in range(count)]
+
+
+def closed_form_plans(study: Study, problem: Problem, budgets: Sequence[int]) -> list[RankPlan]:
+    """The closed form's plans of some budgets, each once.
+
+    The study keeps them, so that a run that continues it does not compare them again.
+    """
+    start, kept = time.perf_counter(), dict(study.user_attrs.get(PLANS, {}))
+    wanted = [budget for budget in budgets if str(budget) not in kept]
+    kept |= {str(budget): closed_form(problem, budget).to_json() for budget in wanted}
+    if wanted:
+        study.set_user_attr(PLANS, kept)
+        log.info("closed form: plans of %d budgets in %.1f s", len(wanted), time.perf_counter() - start)
+    return list(dict.fromkeys(RankPlan.from_json(kept[str(budget)]) for budget in budgets))
 
 
 def run_trials(
@@ -167,7 +186,8 @@ def run_trials(
         KeyboardInterrupt: the person asked to stop; everything finished is in the study.
     """
     study.sampler = FeasibleSampler(proposer, problem.space, problem.budget)
-    for plan in closed_form_plans(problem, settings.closed_form_trials)[: settings.n_trials]:
+    budgets = closed_form_budgets(problem, settings.closed_form_trials)[: settings.n_trials]
+    for plan in closed_form_plans(study, problem, budgets):
         study.enqueue_trial(problem.space.values(plan), user_attrs={CLOSED_FORM: True}, skip_if_exists=True)
 
     def tell(_: Study, trial: FrozenTrial) -> None:

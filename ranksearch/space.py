@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ranksearch.allocation import LayerOptions, allocate
 from ranksearch.cost import NetworkCost
 from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
 
 Value = int | str
+# Layer name -> scheme -> the error to expect at rank 0, 1, ...
+Errors = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class SearchSpace:
             return self.cost.model.dense(spec)
         return self.cost.model.at_rank(spec, choice.latent_size, choice.scheme)
 
-    def options(self, errors: Mapping[str, Mapping[str, Sequence[float]]]) -> list[LayerOptions]:
+    def options(self, errors: Errors) -> list[LayerOptions]:
         """Price every choice of every layer.
 
         Args:
@@ -146,9 +148,21 @@ class SearchSpace:
         """The cost of everything that no trial can change."""
         return self.cost.dense - sum(self.cost.model.dense(layer.spec) for layer in self.layers)
 
-    def closed_form(self, errors: Mapping[str, Mapping[str, Sequence[float]]], budget: int) -> RankPlan:
-        """The plan of least total error whose network costs at most the budget."""
+    def allocate(self, errors: Errors, budget: int) -> RankPlan:
+        """The plan of least total error whose network costs at most the budget.
+
+        Raises:
+            PlanError: no plan is that cheap.
+        """
         return allocate(self.options(errors), budget - self._fixed_cost)
+
+    def restricted(self, schemes: Collection[str]) -> SearchSpace:
+        """The same space with some schemes only; a layer that can have none of these keeps those that it has."""
+        layers = []
+        for layer in self.layers:
+            highs = {scheme: high for scheme, high in layer.highs.items() if scheme in schemes}
+            layers.append(replace(layer, highs=highs or layer.highs))
+        return SearchSpace(tuple(layers), self.cost)
 
     @property
     def cheapest(self) -> RankPlan:

@@ -21,7 +21,7 @@ FLOORS = [
     ["space"],
     ["rules", "sampler"],
     ["problem"],
-    ["trial"],
+    ["trial", "closed_form"],
     ["records"],
     ["search", "pictures", "finalize", "progress"],
     ["report", "profile", "config"],

@@ -22,7 +22,7 @@ from ranksearch.errors import DivergedError, UserError
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.records import FrontPoint, TrialRecord, finished, front, read_trials
-from ranksearch.search import StudySettings, closed_form_plans, open_study, run_trials
+from ranksearch.search import StudySettings, closed_form_budgets, closed_form_plans, open_study, run_trials
 from ranksearch.storage import sqlite
 from ranksearch.trial import TrialResult
 
@@ -36,13 +36,21 @@ def start(problem: Problem, n_trials: int, study: Study | None = None, closed_fo
 
 
 def test_the_closed_form_comes_first_at_budgets_from_the_constraint_down(problem: Problem) -> None:
-    plans = closed_form_plans(problem, 4)
+    study = open_study("s", InMemoryStorage(), SETTINGS)
+    plans = closed_form_plans(study, problem, closed_form_budgets(problem, 4))
     costs = [problem.space.cost.of(plan) for plan in plans]
     assert costs == sorted(costs, reverse=True)
     assert 0.9 * problem.budget < costs[0] <= problem.budget
     records = read_trials(start(problem, 6, closed_form=4))
     assert [record.closed_form for record in records] == [True] * 4 + [False] * 2
     assert [record.result.plan for record in records[:4] if record.result] == plans
+
+
+def test_a_study_that_goes_on_does_not_compare_plans_again(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, budgets = open_study("s", InMemoryStorage(), SETTINGS), closed_form_budgets(problem, 2)
+    plans = closed_form_plans(study, problem, budgets)
+    monkeypatch.setattr("ranksearch.search.closed_form", None)
+    assert closed_form_plans(study, problem, budgets) == plans
 
 
 def test_every_trial_records_the_plan_that_it_built(problem: Problem) -> None:

@@ -126,6 +126,15 @@ def test_an_empty_space_is_refused() -> None:
         space(default=Rule(keep="dense"))
 
 
+@given(st.sets(st.sampled_from(SCHEMES)))
+def test_a_restricted_space_has_no_other_schemes_where_it_has_a_choice(schemes: set[str]) -> None:
+    whole = space()
+    for before, after in zip(whole.layers, whole.restricted(schemes).layers, strict=True):
+        both = [scheme for scheme in before.schemes if scheme in schemes]
+        assert list(after.schemes) == (both or list(before.schemes))
+        assert {after.highs[scheme] == before.highs[scheme] for scheme in after.schemes} == {True}
+
+
 def test_rules_name_the_schemes_of_their_layers() -> None:
     rules = [Rule("layer1.*", schemes=["vertical", "pointwise"]), Rule("layer2.*", schemes=["full"])]
     layers = {layer.spec.name: layer.schemes for layer in space(rules=rules).layers}

@@ -1,0 +1,86 @@
+"""The closed form's plan is the proposal that changes the network's predictions least."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_space import COST, space
+from torch import nn
+from torch.nn import functional as F
+
+from ranksearch.closed_form import SUBSETS, closed_form, divergence, nearest, propose
+from ranksearch.factorize import factorize_model, recalibrate_batchnorm
+from ranksearch.plan import LayerChoice, RankPlan
+from ranksearch.problem import Problem
+
+
+@given(st.floats(0, 1), st.floats(0.2, 8), st.integers(0, 2**16))
+def test_proposals_fit_the_budget_and_each_is_made_once(share: float, decay: float, seed: int) -> None:
+    here, generator = space(), torch.Generator().manual_seed(seed)
+    errors = {}
+    for layer in here.layers:
+        strengths = 1 + torch.rand(len(layer.schemes), generator=generator)
+        errors[layer.spec.name] = {
+            scheme: [float((1 - rank / (high + 1)) ** (decay * strength)) for rank in range(high + 1)]
+            for (scheme, high), strength in zip(layer.highs.items(), strengths, strict=True)
+        }
+    cheapest = COST.of(here.cheapest)
+    budget = cheapest + int(share * (COST.dense - cheapest))
+    plans = propose(here, errors, budget)
+    assert 1 <= len(plans) == len(set(plans)) <= 2 * len(SUBSETS)
+    assert all(COST.of(plan) <= budget for plan in plans)
+    assert all(layer.allows(here.values(plan)) for plan in plans for layer in here.layers)
+
+
+def test_the_divergence_is_that_of_predictions() -> None:
+    torch.manual_seed(0)
+    dense, other = nn.Linear(6, 4), nn.Linear(6, 4)
+    images = [torch.randn(size, 6) for size in (5, 3)]
+    with torch.no_grad():
+        x = torch.cat(images)
+        expected = F.kl_div(other(x).log_softmax(1), dense(x).softmax(1), reduction="batchmean")
+    assert divergence(dense, dense, images) == 0
+    assert divergence(other, dense, images) == pytest.approx(float(expected), rel=1e-5)
+
+
+@given(st.permutations([0.0, 0.3, 0.3, 2.0]))
+def test_the_nearest_plan_is_the_one_that_changes_predictions_least(shifts: list[float]) -> None:
+    torch.manual_seed(0)
+    dense = nn.Linear(6, 4)
+    plans = [RankPlan({"": LayerChoice(index + 1)}) for index in range(len(shifts))]
+
+    def build(plan: RankPlan) -> nn.Module:
+        size = plan.latent_size("")
+        assert size is not None
+        network = nn.Linear(6, 4)
+        network.load_state_dict(dense.state_dict())
+        with torch.no_grad():
+            network.weight[0] += shifts[size - 1]
+        return network
+
+    assert nearest(plans, build, dense, [torch.randn(9, 6)]) == plans[shifts.index(0.0)]
+    assert nearest(plans[:1], lambda plan: pytest.fail("nothing to compare"), dense, []) == plans[0]
+
+
+def test_no_proposal_is_nearer_than_the_closed_form(problem: Problem) -> None:
+    budget = int(problem.space.cost.dense / 4)
+
+    def far(plan: RankPlan) -> float:
+        network = factorize_model(problem.model, plan, problem.decompositions)
+        recalibrate_batchnorm(network, problem.calibration)
+        return divergence(network, problem.model, problem.comparison)
+
+    chosen = closed_form(problem, budget)
+    proposals = propose(problem.space, problem.errors, budget)
+    assert chosen in proposals
+    assert len(proposals) > 2
+    assert far(chosen) == min(far(plan) for plan in proposals)
+
+
+def test_plans_are_compared_on_images_that_were_not_calibrated_with(problem: Problem) -> None:
+    seen = {image.numpy().tobytes() for batch in problem.calibration for image in batch}
+    compared = [image.numpy().tobytes() for batch in problem.comparison for image in batch]
+    assert len(compared) == 256
+    assert sum(image in seen for image in compared) == 0
