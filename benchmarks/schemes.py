@@ -149,24 +149,30 @@ def accuracies(name: str, seed: int, model: nn.Module, data: Data, options: argp
         return network
 
     plans: dict[tuple[str, float], RankPlan] = {}
+    reached: dict[tuple[RankPlan, int], float] = {}
     for kinds, share, steps, *_ in rest:
         space = build_space(SpaceSettings(default=Rule(schemes=SETS[kinds])), profile, cost)
         if (kinds, share) not in plans:
             proposals = propose(space, errors, int(share * cost.dense))
             plans[kinds, share] = nearest(proposals, build, model, comparison)
         plan = plans[kinds, share]
-        network = build(plan)
-        if steps:
-            torch.manual_seed(seed)
-            recipe = Recipe(steps=steps, batch_size=BATCH, learning_rate=0.02, distillation=0.7)
-            train(network, data.batches(seed + 200, BATCH), recipe, teacher=model)
+        if (
+            plan,
+            steps,
+        ) not in reached:  # two sets of schemes may lead to one plan, and it is trained on the same batches
+            network = build(plan)
+            if steps:
+                torch.manual_seed(seed)
+                recipe = Recipe(steps=steps, batch_size=BATCH, learning_rate=0.02, distillation=0.7)
+                train(network, data.batches(seed + 200, BATCH), recipe, teacher=model)
+            reached[plan, steps] = evaluate(network, data.held_out()).accuracy
         found = {
             "schemes": kinds,
             "share": share,
             "steps": steps,
             "network": name,
             "seed": seed,
-            "accuracy": evaluate(network, data.held_out()).accuracy,
+            "accuracy": reached[plan, steps],
             "dense": dense,
             "macs": cost.of(plan) / cost.dense,
         }

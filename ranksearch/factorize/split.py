@@ -91,22 +91,29 @@ class SplitDecomposition:
     def factors(self, layer: Layer, rank: int) -> Factors:
         """See `Decomposition`."""
         groups, kept = len(self.weight), rank // len(self.weight)
-        moments = None if self.statistics is None else self.statistics.all
-        problem = self.problem(moments).ridged(self.ridge)
-        first, second = (part.double() for part in problem.solve(problem.first_factors()[:, :kept]))
+        first, second = (part.double() for part in self._whole().solve(self._starts[:, :kept]))
         if self.inverse is not None:
             second = (self.inverse @ second.flatten(2)).reshape(second.shape)
         lost = torch.zeros(len(layer.weight), dtype=torch.float64)
-        if moments is not None:
-            arranged = moments.mean[:, self.order]
-            seen = torch.einsum("gokr,grf,gkf->go", second, first, arranged)
-            lost = (torch.einsum("goi,gi->go", grouped_weight(layer, groups), moments.mean) - seen).flatten()
+        if self.statistics is not None:
+            mean = self.statistics.mean
+            seen = torch.einsum("gokr,grf,gkf->go", second, first, mean[:, self.order])
+            lost = (torch.einsum("goi,gi->go", grouped_weight(layer, groups), mean) - seen).flatten()
         bias = lost if layer.bias is None else lost + layer.bias.detach().cpu().double()
         like = layer.weight.detach()
         ours, theirs = split_kernel((int(like.shape[2]), int(like.shape[3])), self.scheme)
         down = first.reshape(groups * kept, -1, *ours)
         up = second.transpose(2, 3).reshape(len(like), kept, *theirs)
         return Factors(down.to(like), up.to(like), bias.to(like))
+
+    def _whole(self) -> SplitProblem:
+        """The layer on all patches, white ones mixed in."""
+        return self.problem(None if self.statistics is None else self.statistics.all).ridged(self.ridge)
+
+    @cached_property
+    def _starts(self) -> Tensor:
+        """The first factors that all solves start from; kept, for their eigendecomposition takes the longest."""
+        return self._whole().first_factors()
 
     def problems(self) -> list[SplitProblem]:
         """The layer on either half of the examples, or on white patches."""
