@@ -4,7 +4,8 @@ The images are Debian's package `dataset-fashion-mnist`, or the four .gz files f
 folder (--data). All networks are trained here, on the training images but 5,000, and every accuracy is that of these
 5,000; the test images are never read, and no plan is chosen by any label: plans are the closed form's.
 
-Finished parts are kept under --outputs and read again, so a run that was stopped goes on. Parts of the work can be
+Finished figures are kept under --outputs and read again, so a run that was stopped goes on; take that folder away once
+the solver has changed. Parts of the work can be
 given to several processes: --parts, --networks, --seeds. The last line is JSON.
 """
 
@@ -26,7 +27,7 @@ import schemes_speed
 import torch
 from torch import Tensor, nn
 
-from ranksearch.closed_form import nearest, propose
+from ranksearch.closed_form import nearest, predict, propose
 from ranksearch.cost import MacsCost, NetworkCost, count_macs
 from ranksearch.factorize import (
     collect_statistics,
@@ -46,6 +47,7 @@ SETS = {
     "pointwise": ["pointwise"],
     "all four": ["full", "vertical", "horizontal", "pointwise"],
 }
+PARTS = ("accuracy", "layers", "speed")
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.12)
 CALIBRATION, COMPARISON, BATCH, HELD_OUT = 512, 256, 64, 5000
 
@@ -141,7 +143,7 @@ def accuracies(name: str, seed: int, model: nn.Module, data: Data, options: argp
     decompositions = {layer: decompose_schemes(model.get_submodule(layer), statistics[layer]) for layer in names}
     errors = {layer: {s: d.expected_errors() for s, d in found.items()} for layer, found in decompositions.items()}
     cost = NetworkCost(MacsCost(), count_macs(model, (3, 28, 28)), {spec.name: spec for spec in profile.layers})
-    dense = evaluate(model, data.held_out()).accuracy
+    dense, predicted = evaluate(model, data.held_out()).accuracy, predict(model, comparison)
 
     def build(plan: RankPlan) -> nn.Module:
         network = factorize_model(model, plan, decompositions)
@@ -154,7 +156,7 @@ def accuracies(name: str, seed: int, model: nn.Module, data: Data, options: argp
         space = build_space(SpaceSettings(default=Rule(schemes=SETS[kinds])), profile, cost)
         if (kinds, share) not in plans:
             proposals = propose(space, errors, int(share * cost.dense))
-            plans[kinds, share] = nearest(proposals, build, model, comparison)
+            plans[kinds, share] = nearest(proposals, build, comparison, predicted)
         plan = plans[kinds, share]
         if (
             plan,
@@ -239,11 +241,11 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmarks/schemes"))
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--parts", nargs="+", default=["accuracy", "layers", "speed"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     options = parser.parse_args()
     options.steps, options.tune, options.shares = 1500, (0, 50, 150, 400), SHARES
     if options.quick:
-        options.seeds, options.steps, options.tune = [0], 500, (0, 50)
+        options.seeds, options.steps, options.tune, options.shares = [0], 500, (0, 50), (0.25, 0.12)
     options.outputs.mkdir(parents=True, exist_ok=True)
     data = read(options.data)
     last: dict[str, Any] = {"quick": options.quick, "torch": torch.__version__}

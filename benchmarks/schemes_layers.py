@@ -19,7 +19,7 @@ from ranksearch.factorize.shapes import describe
 from ranksearch.factorize.solver import relative_error
 
 STEPS, RATES = 250, (3e-3, 1e-2, 3e-2)
-PREDICTED = (0.02, 0.05, 0.08, 0.12, 0.17, 0.25, 0.35, 0.5, 0.7, 0.85)
+PREDICTED = (0.03, 0.07, 0.12, 0.19, 0.28, 0.42, 0.6, 0.78, 0.93)
 # Errors below this are of no consequence, and their ratios say nothing.
 LEAST = 1e-4
 
@@ -92,7 +92,7 @@ def measure(model: nn.Module, images: list[Tensor], fresh: Tensor, shares: tuple
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     statistics = collect_statistics(model, images, names)
     seen, unseen = maps(model, torch.cat(images), names), maps(model, fresh, names)
-    ratios, deviations = [], []
+    ratios, deviations, small = [], [], 0
     for name in names:
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -102,6 +102,7 @@ def measure(model: nn.Module, images: list[Tensor], fresh: Tensor, shares: tuple
             for share in PREDICTED:
                 rank = max(1, round(limit * share))
                 measured = off(layer, factorized(layer, rank, statistic, scheme), inputs)
+                small += measured <= LEAST
                 if measured > LEAST:
                     deviations.append(abs(expected[rank] / measured - 1))
             for share in shares if scheme != "full" else ():
@@ -118,6 +119,7 @@ def measure(model: nn.Module, images: list[Tensor], fresh: Tensor, shares: tuple
         "predicted_off_median": median(deviations),
         "predicted_off_worst": max(deviations),
         "predicted_cases": len(deviations),
+        "too_small_to_compare": small,
     }
     print("\nsingle layers of the trained ResNet, errors on held-out images")
     for what, value in row.items():

@@ -8,6 +8,7 @@ of milliseconds, and what they do to the predictions on a few training images de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -48,37 +49,52 @@ def propose(space: SearchSpace, errors: Errors, budget: int) -> list[RankPlan]:
 
 
 @torch.no_grad()
-def divergence(network: nn.Module, dense: nn.Module, images: Iterable[Tensor]) -> float:
-    """Kullback-Leibler divergence of a network's predictions from the dense one's, in nats, the mean over images.
+def predict(network: nn.Module, images: Iterable[Tensor]) -> Tensor:
+    """Logarithms of the predicted probabilities, `[N, num_classes]`, on the CPU.
 
     Args:
         network: in eval mode; maps `[B, C, H, W]` to logits `[B, num_classes]`.
-        dense: the same.
         images: batches.
     """
-    total, count = 0.0, 0
-    for batch in images:
-        ours, theirs = (F.log_softmax(model(batch).double(), dim=1) for model in (network, dense))
-        total += float(F.kl_div(ours, theirs, reduction="sum", log_target=True))
-        count += len(batch)
-    return total / max(count, 1)
+    return torch.cat([F.log_softmax(network(batch).cpu().double(), dim=1) for batch in images])
+
+
+def divergence(predicted: Tensor, dense: Tensor) -> float:
+    """Kullback-Leibler divergence of predictions from the dense network's, in nats, the mean over images.
+
+    Args:
+        predicted: from `predict`.
+        dense: the same of the dense network.
+
+    Returns:
+        The divergence; infinite where a network predicts no finite numbers.
+    """
+    found = float(F.kl_div(predicted, dense, reduction="batchmean", log_target=True))
+    return found if math.isfinite(found) else math.inf
 
 
 def nearest(
-    plans: Sequence[RankPlan], build: Callable[[RankPlan], nn.Module], dense: nn.Module, images: Sequence[Tensor]
+    plans: Sequence[RankPlan], build: Callable[[RankPlan], nn.Module], images: Sequence[Tensor], dense: Tensor
 ) -> RankPlan:
-    """The plan whose network's predictions diverge least from the dense one's; of equals, the first."""
+    """The plan whose network's predictions diverge least from the dense one's; of equals, the first.
+
+    Args:
+        plans: one or more.
+        build: gives a plan's network, in eval mode.
+        images: batches to predict on.
+        dense: the dense network's predictions of these, from `predict`.
+    """
     if len(plans) == 1:
         return plans[0]
-    return min(plans, key=lambda plan: divergence(build(plan), dense, images))
+    return min(plans, key=lambda plan: divergence(predict(build(plan), images), dense))
 
 
-def closed_form(problem: Problem, budget: int) -> RankPlan:
-    """The plan of a budget, before any trial.
+def closed_form(problem: Problem, budgets: Sequence[int]) -> list[RankPlan]:
+    """The plans of some budgets, before any trial; each costs a few passes over the calibration images.
 
     Args:
         problem: that is searched.
-        budget: for the whole network, not below the cheapest plan of the space.
+        budgets: for the whole network, none below the cheapest plan of the space.
     """
 
     def build(plan: RankPlan) -> nn.Module:
@@ -86,4 +102,6 @@ def closed_form(problem: Problem, budget: int) -> RankPlan:
         recalibrate_batchnorm(network, problem.calibration)
         return network
 
-    return nearest(propose(problem.space, problem.errors, budget), build, problem.model, problem.comparison)
+    dense = predict(problem.model, problem.comparison)
+    proposals = (propose(problem.space, problem.errors, budget) for budget in budgets)
+    return [nearest(plans, build, problem.comparison, dense) for plans in proposals]

@@ -1,4 +1,4 @@
-"""The study drawn: the front, and the latent sizes of its plans."""
+"""The study drawn: the front, and the schemes and latent sizes of its plans."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def profile_rows(problem: Problem) -> list[ProfileRow]:
     Layers that the space's rules keep dense are among them.
     """
     network = problem.space.cost
-    plan = closed_form(problem, problem.budget)
+    [plan] = closed_form(problem, [problem.budget])
     rows = []
     for name, spec in network.layers.items():
         cost, choice = network.model.dense(spec), plan.layers.get(name)

@@ -159,8 +159,9 @@ def closed_form_plans(study: Study, problem: Problem, budgets: Sequence[int]) ->
     """
     start, kept = time.perf_counter(), dict(study.user_attrs.get(PLANS, {}))
     wanted = [budget for budget in budgets if str(budget) not in kept]
-    kept |= {str(budget): closed_form(problem, budget).to_json() for budget in wanted}
     if wanted:
+        found = closed_form(problem, wanted)
+        kept |= {str(budget): plan.to_json() for budget, plan in zip(wanted, found, strict=True)}
         study.set_user_attr(PLANS, kept)
         log.info("closed form: plans of %d budgets in %.1f s", len(wanted), time.perf_counter() - start)
     return list(dict.fromkeys(RankPlan.from_json(kept[str(budget)]) for budget in budgets))
@@ -200,7 +201,11 @@ def run_trials(
 
 def _objective(study: Study, trial: Trial, problem: Problem) -> tuple[float, float]:
     try:
-        return _score(trial, suggest(trial, problem.space), problem)
+        try:
+            values = suggest(trial, problem.space)
+        except ValueError as error:  # someone enqueued a scheme that Optuna does not find among the choices
+            _prune(trial, f"outside the space: {str(error).splitlines()[0]}")
+        return _score(trial, values, problem)
     except KeyboardInterrupt:
         trial.set_user_attr(REASON, INTERRUPTED)
         if trial.params.keys() == distributions(problem.space).keys():
@@ -210,9 +215,11 @@ def _objective(study: Study, trial: Trial, problem: Problem) -> tuple[float, flo
 
 
 def _score(trial: Trial, values: Mapping[str, Value], problem: Problem) -> tuple[float, float]:
-    outside = [layer.spec.name for layer in problem.space.layers if not layer.allows(values)]
+    outside = [layer for layer in problem.space.layers if not layer.allows(values)]
     if outside:
-        _prune(trial, f"outside the space: latent size {values[outside[0]]} for '{outside[0]}'")
+        name, scheme = outside[0].spec.name, values.get(outside[0].scheme_parameter)
+        by_scheme = "" if scheme is None else f" by scheme '{scheme}'"
+        _prune(trial, f"outside the space: latent size {values[name]}{by_scheme} for '{name}'")
     plan = problem.space.plan(values)
     cost = problem.space.cost.of(plan)
     trial.set_constraint("budget", cost - problem.budget)

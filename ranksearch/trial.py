@@ -76,7 +76,7 @@ def evaluate_plan(problem: Problem, plan: RankPlan, recipe: Recipe) -> tuple[nn.
 
     Args:
         problem: is not changed.
-        plan: layers and latent sizes.
+        plan: layers, their schemes and their latent sizes.
         recipe: the fine-tuning.
 
     Returns:

@@ -28,7 +28,7 @@ def convolutions(
     paddings = [0, 1, 2, (2, 1), (3, 1), "valid"] + (["same"] if stride == 1 else [])
     layer = nn.Conv2d(
         draw(st.integers(3, most)) * groups,
-        draw(st.integers(3, most)) * groups,
+        draw(st.sampled_from([1, *range(3, most + 1)])) * groups,
         draw(st.sampled_from(kernels)),
         stride,
         draw(st.sampled_from(paddings)),

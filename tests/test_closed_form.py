@@ -10,7 +10,7 @@ from test_space import COST, space
 from torch import nn
 from torch.nn import functional as F
 
-from ranksearch.closed_form import SUBSETS, closed_form, divergence, nearest, propose
+from ranksearch.closed_form import SUBSETS, closed_form, divergence, nearest, predict, propose
 from ranksearch.factorize import factorize_model, recalibrate_batchnorm
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.problem import Problem
@@ -41,8 +41,10 @@ def test_the_divergence_is_that_of_predictions() -> None:
     with torch.no_grad():
         x = torch.cat(images)
         expected = F.kl_div(other(x).log_softmax(1), dense(x).softmax(1), reduction="batchmean")
-    assert divergence(dense, dense, images) == 0
-    assert divergence(other, dense, images) == pytest.approx(float(expected), rel=1e-5)
+    ours, theirs = predict(other, images), predict(dense, images)
+    assert divergence(theirs, theirs) == 0
+    assert divergence(ours, theirs) == pytest.approx(float(expected), rel=1e-5)
+    assert divergence(ours * float("nan"), theirs) == float("inf")
 
 
 @given(st.permutations([0.0, 0.3, 0.3, 2.0]))
@@ -60,8 +62,9 @@ def test_the_nearest_plan_is_the_one_that_changes_predictions_least(shifts: list
             network.weight[0] += shifts[size - 1]
         return network
 
-    assert nearest(plans, build, dense, [torch.randn(9, 6)]) == plans[shifts.index(0.0)]
-    assert nearest(plans[:1], lambda plan: pytest.fail("nothing to compare"), dense, []) == plans[0]
+    images = [torch.randn(9, 6)]
+    assert nearest(plans, build, images, predict(dense, images)) == plans[shifts.index(0.0)]
+    assert nearest(plans[:1], lambda plan: pytest.fail("nothing to compare"), [], torch.zeros(())) == plans[0]
 
 
 def test_no_proposal_is_nearer_than_the_closed_form(problem: Problem) -> None:
@@ -70,9 +73,9 @@ def test_no_proposal_is_nearer_than_the_closed_form(problem: Problem) -> None:
     def far(plan: RankPlan) -> float:
         network = factorize_model(problem.model, plan, problem.decompositions)
         recalibrate_batchnorm(network, problem.calibration)
-        return divergence(network, problem.model, problem.comparison)
+        return divergence(*(predict(model, problem.comparison) for model in (network, problem.model)))
 
-    chosen = closed_form(problem, budget)
+    [chosen] = closed_form(problem, [budget])
     proposals = propose(problem.space, problem.errors, budget)
     assert chosen in proposals
     assert len(proposals) > 2

@@ -90,18 +90,20 @@ def test_other_settings_under_the_same_name_are_refused() -> None:
         open_study("s", storage, {"model": {"depth": 20}, "seed": 0})
 
 
-@pytest.mark.parametrize("kind", ["infeasible", "outside the space"])
+@pytest.mark.parametrize("kind", ["infeasible", "outside the space", "outside the space: 'diagonal'"])
 def test_plans_that_may_not_be_built_are_pruned_untouched(
     problem: Problem, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = open_study("s", InMemoryStorage(), SETTINGS)
     values = problem.space.values(RankPlan())
-    if kind != "infeasible":
+    if kind == "outside the space":
         values[next(iter(values))] = -5
+    if "diagonal" in kind:
+        values[next(name for name in values if name.endswith(":scheme"))] = "diagonal"
     study.enqueue_trial(values)
     monkeypatch.setattr(search, "evaluate_plan", lambda *args: pytest.fail("a weight was touched"))
     # Optuna warns of an enqueued value that no sampler would draw.
-    with nullcontext() if kind == "infeasible" else pytest.warns(UserWarning, match="out of range"):
+    with pytest.warns(UserWarning, match="out of range") if kind == "outside the space" else nullcontext():
         start(problem, 1, study, closed_form=0)
     [record] = read_trials(study)
     assert record.state == "PRUNED"

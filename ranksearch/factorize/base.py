@@ -197,7 +197,7 @@ class FactorizedLayer(nn.Module):
 def fill(factor: Layer, weight: Tensor, bias: Tensor | None) -> None:
     """Give a factor its weights, and the sizes that go with them."""
     parameter = factor.weight
-    new = weight.reshape(len(weight), *weight.shape[1:]).to(parameter)
+    new = weight.to(parameter)
     if parameter.is_meta or parameter.shape == new.shape:
         with torch.no_grad():
             parameter.copy_(new)

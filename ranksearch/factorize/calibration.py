@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ranksearch.factorize.patches import LARGEST_TO_UNFOLD, PatchMoments, Taps
 from ranksearch.factorize.statistics import Layer, LayerStatistics, Moments, groups_of
-from ranksearch.plan import SCHEMES
+from ranksearch.plan import SCHEMES, check_scheme
 
 
 @contextmanager
@@ -82,6 +82,12 @@ class _Observer:
             if isinstance(layer, nn.Conv2d) and self.taps is None:
                 values = values[..., :: layer.stride[0], :: layer.stride[1]]
         values = values.detach()
+        if isinstance(layer, nn.Conv2d) and values.ndim == 3:
+            values = values[None]  # one map that the model gave without a batch
+        with torch.autocast(values.device.type, enabled=False):  # sums of squares need all digits
+            self._see(layer, values)
+
+    def _see(self, layer: Layer, values: Tensor) -> None:
         # Whole examples, for the positions of one resemble each other; single ones take turns.
         middle = (len(values) + self.calls % 2) // 2
         self.calls += 1
@@ -131,11 +137,12 @@ def collect_statistics(
         schemes: that the layers will be decomposed for; the full one alone takes less time and memory.
 
     Returns:
-        The statistics of every layer that ran. Memory, whatever the number of images and their size: two float64
-        matrices per layer, `[out, out]` or smaller; for a kernel that may be split, the products that `PatchMoments`
-        names instead, twice, in the dtype of the layer's inputs.
+        The statistics of every layer that ran. Memory per layer, whatever the number of images: two float64 matrices,
+        `[out, out]` or smaller; for a kernel that may be split, `[fan_in, fan_in]` where that is at most 256, and
+        else the products that `PatchMoments` names, mostly in float32. On the way, the patches of a few maps of few
+        numbers to a patch, 32 MiB or one map's.
     """
-    split = set(schemes) != {"full"}
+    split = {check_scheme(scheme) for scheme in schemes} != {"full"}
     observers = {name: _Observer(_layer(model, name), split) for name in layers}
     handles = [
         model.get_submodule(name).register_forward_hook(

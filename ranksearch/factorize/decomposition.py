@@ -10,7 +10,7 @@ from ranksearch.factorize.factors import Decomposition
 from ranksearch.factorize.full import decompose_fully
 from ranksearch.factorize.shapes import describe
 from ranksearch.factorize.split import decompose_by_split
-from ranksearch.factorize.statistics import Layer, LayerStatistics
+from ranksearch.factorize.statistics import Layer, LayerStatistics, groups_of
 from ranksearch.plan import SCHEMES, check_scheme
 
 
@@ -33,9 +33,22 @@ def decompose(
         PlanError: the layer cannot have the scheme.
         ValueError: statistics, sensitivity or weights are not finite, hold no rows, or do not fit.
     """
-    if check_scheme(scheme) == "full":
+    check_scheme(scheme)
+    if statistics is not None:
+        _check_shape(layer, statistics)
+    if scheme == "full":
         return decompose_fully(layer, statistics, sensitivity)
     return decompose_by_split(layer, scheme, statistics, sensitivity)
+
+
+def _check_shape(layer: Layer, statistics: LayerStatistics) -> None:
+    groups, out = groups_of(layer), len(layer.weight)
+    size = out // groups if statistics.side == "output" else layer.weight[0].numel()
+    if any(half.count for half in statistics.halves) and statistics.mean.shape != (groups, size):
+        raise ValueError(
+            f"statistics of {list(statistics.mean.shape)} numbers do not fit the layer's {statistics.side}s, "
+            f"{[groups, size]}: collect them from this layer"
+        )
 
 
 def decompose_schemes(
@@ -52,8 +65,9 @@ def decompose_schemes(
         sensitivity: see `decompose`.
         schemes: of these.
     """
+    asked = {check_scheme(scheme) for scheme in schemes}
     return {
         scheme: decompose(layer, statistics, sensitivity, scheme)
         for scheme in describe(layer).schemes
-        if scheme in schemes
+        if scheme in asked
     }

@@ -1,7 +1,9 @@
-"""The two factorized layers: a narrow layer into the latent space, a pointwise layer out of it."""
+"""The two factorized layers: a layer into the latent space, and one out of it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,7 +14,7 @@ from ranksearch.factorize.base import FactorizedLayer, fill
 from ranksearch.factorize.factors import Factors
 from ranksearch.factorize.shapes import KernelSize, describe, joined_settings, pair, settings_of, split_settings
 from ranksearch.factorize.statistics import Layer, LayerStatistics
-from ranksearch.plan import LayerSpec
+from ranksearch.plan import FIRST_AXES, LayerSpec, check_scheme
 
 
 class FactorizedConv2d(FactorizedLayer):
@@ -40,7 +42,8 @@ class FactorizedConv2d(FactorizedLayer):
 
     Raises:
         PlanError: the latent size saves no multiply-adds, or is no multiple of the groups, or such a convolution
-            cannot have the scheme.
+            cannot have the scheme. Only a profile's `LayerSpec` knows the sizes of maps, and so whether a stride in the
+            second factor leaves the first one too much to compute.
     """
 
     if TYPE_CHECKING:
@@ -261,19 +264,33 @@ class FactorizedLinear(FactorizedLayer):
 
 
 def factorizing_could_speedup(module: nn.Module, latent_size: float, scheme: str = "full") -> bool:
-    """Whether a latent size saves multiply-adds.
+    """Whether a latent size saves multiply-adds, on maps so large that borders do not count.
 
     Args:
         module: for a convolution or a linear layer, whether the size is at or below the break-even rank; for one that
             is factorized already, whether it is below the present latent size; for anything else, False.
         latent_size: as users write it.
         scheme: of a convolution; one that is factorized already keeps its own.
+
+    Raises:
+        PlanError: there is no such scheme, or the size is out of range.
     """
+    check_scheme(scheme)
     if isinstance(module, FactorizedLayer):
-        return module.should_factorize(latent_size)
-    if not isinstance(module, nn.Conv2d | nn.Linear) or isinstance(module, LazyModuleMixin):
+        spec = module._spec()
+    elif isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, LazyModuleMixin):
+        spec = describe(module)
+    else:
         return False
-    spec = describe(module)
     if isinstance(latent_size, int) and latent_size % spec.groups:
         return False  # no such layer can be
+    if isinstance(module, FactorizedLayer):
+        return module.should_factorize(latent_size)
+    if isinstance(module, nn.Conv2d):
+        strides = [int(stride) for stride in module.stride]
+        between = {
+            name: prod(stride for stride, first in zip(strides, axes, strict=True) if not first)
+            for name, axes in FIRST_AXES.items()
+        }
+        spec = replace(spec, latent_positions=between)
     return scheme in spec.schemes and spec.rank(latent_size) <= spec.break_even_rank(scheme)

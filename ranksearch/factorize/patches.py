@@ -1,4 +1,4 @@
-"""Second moments of a convolution's input patches: exact, streamed, and never a patch unfolded.
+"""Second moments of a convolution's input patches: exact, streamed, without all patches ever held.
 
 Two taps of a kernel see one map at a distance from each other, their lag. What they sum up over all positions depends
 on the lag alone, but for rows and columns at the borders, so the products of few lags serve all pairs of taps: for a
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise, product
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +157,17 @@ def _far_from_zero(values: Tensor) -> bool:
     return values.dtype == torch.float32 and bool(means.square().sum() > FAR_MEANS * variances.sum())
 
 
+Key = TypeVar("Key")
+
+
+def _sum(mine: dict[Key, Tensor], theirs: dict[Key, Tensor]) -> dict[Key, Tensor]:
+    """Both tables of sums, added up where they have an entry each."""
+    total = dict(mine)
+    for key, tensor in theirs.items():
+        total[key] = total[key] + tensor if key in total else tensor
+    return total
+
+
 @dataclass
 class PatchMoments:
     """First and second moments of patches, group by group, held as sums of products by lag.
@@ -164,14 +176,18 @@ class PatchMoments:
         taps: of the convolution.
         count: patches seen.
         sums: `[groups, in / groups, taps]`, float64.
-        products: size of a map -> block -> sum of products, `[groups, in / groups, in / groups]`. A 3x3 kernel of
-            stride 1 has 29 of them, whatever the number of patches and their size.
+        size: of the maps that came last.
+        products: block -> sum of products over maps of that size, `[groups, in / groups, in / groups]`. A 3x3 kernel
+            of stride 1 has 29 of them, whatever the number of patches and their size.
+        folded: pair of taps -> sum of products over maps of other sizes, of the same shape; 45 for a 3x3 kernel.
     """
 
     taps: Taps
     count: int = 0
     sums: Tensor = field(default_factory=lambda: torch.zeros(()))
-    products: dict[tuple[int, int], dict[Block, Tensor]] = field(default_factory=dict)
+    size: tuple[int, int] = (0, 0)
+    products: dict[Block, Tensor] = field(default_factory=dict)
+    folded: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def see(self, values: Tensor) -> None:
         """Add the patches of a batch of inputs, `[N, in, H, W]`."""
@@ -190,12 +206,13 @@ class PatchMoments:
             grouped[..., phase :: self.taps.stride[1]].permute(1, 3, 4, 0, 2).contiguous()
             for phase in range(self.taps.stride[1])
         ]
-        stored = self.products.setdefault((height, width), {})
-        for block in {block for *_, blocks in self.taps.pairs(height, width) for block in blocks}:
-            if block not in stored:
-                channels = grouped.shape[2]
-                stored[block] = values.new_zeros(groups, channels, channels, device="cpu")
-            stored[block] = stored[block] + self._product(columns, block).cpu()
+        if self.size != (height, width):
+            self.size, self.folded, self.products = (height, width), self._by_pair(), {}
+        found = {
+            block: self._product(columns, block).cpu()
+            for block in {block for *_, blocks in self.taps.pairs(height, width) for block in blocks}
+        }
+        self.products = _sum(self.products, found)
         self.sums = self.sums + self._sums(grouped.sum(0).cpu().double())
 
     def _product(self, columns: list[Tensor], block: Block) -> Tensor:
@@ -224,18 +241,25 @@ class PatchMoments:
         """The moments of both sets of patches together."""
         if self.count == 0 or other.count == 0:
             return other if self.count == 0 else self
-        both = {size: dict(blocks) for size, blocks in self.products.items()}
-        for size, blocks in other.products.items():
-            mine = both.setdefault(size, {})
-            for block, total in blocks.items():
-                mine[block] = mine[block] + total if block in mine else total
-        return PatchMoments(self.taps, self.count + other.count, self.sums + other.sums, both)
+        count, sums = self.count + other.count, self.sums + other.sums
+        if self.size != other.size:
+            return PatchMoments(self.taps, count, sums, (0, 0), {}, _sum(self._by_pair(), other._by_pair()))
+        products, folded = _sum(self.products, other.products), _sum(self.folded, other.folded)
+        return PatchMoments(self.taps, count, sums, self.size, products, folded)
+
+    def _by_pair(self) -> dict[tuple[int, int], Tensor]:
+        """Pair of taps, the second not before the first -> sum of products over all maps."""
+        total = self.folded
+        for first, other, blocks in self.taps.pairs(*self.size) if self.products else ():
+            for block in blocks:
+                total = _sum(total, {(first, other): self.products[block]})
+        return total
 
     @property
     def finite(self) -> bool:
         """Whether all numbers are."""
-        products = (total for blocks in self.products.values() for total in blocks.values())
-        return bool(torch.isfinite(self.sums).all()) and all(bool(torch.isfinite(total).all()) for total in products)
+        tensors = (self.sums, *self.products.values(), *self.folded.values())
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
     @property
     def mean(self) -> Tensor:
@@ -246,13 +270,11 @@ class PatchMoments:
     def covariance(self) -> Tensor:
         """`[groups, fan_in, fan_in]`, in the order of a kernel's numbers and in the dtype of the products."""
         groups, channels, taps = self.sums.shape
-        kept = {total.dtype for blocks in self.products.values() for total in blocks.values()}
+        kept = {total.dtype for total in (*self.products.values(), *self.folded.values())}
         dtype = max(kept, key=lambda dtype: dtype.itemsize, default=torch.float64)
         second = torch.zeros(groups, channels, taps, channels, taps, dtype=dtype)
-        for size, stored in self.products.items():
-            for first, other, blocks in self.taps.pairs(*size):
-                for block in blocks:
-                    second[:, :, first, :, other] += stored[block]
+        for (first, other), total in self._by_pair().items():
+            second[:, :, first, :, other] = total
         for first, other in product(range(taps), repeat=2):
             if first < other:
                 second[:, :, other, :, first] = second[:, :, first, :, other].mT

@@ -40,8 +40,8 @@ def relative_error(target: Tensor, found: Tensor, axis: int = -1) -> float:
         found: of the same shape.
         axis: of the outputs.
     """
-    rows = target.double().movedim(axis, -1).flatten(0, -2)
-    missed = float((rows - found.double().movedim(axis, -1).flatten(0, -2)).square().sum())
+    rows = target.cpu().double().movedim(axis, -1).flatten(0, -2)
+    missed = float((rows - found.cpu().double().movedim(axis, -1).flatten(0, -2)).square().sum())
     variance = float((rows - rows.mean(0)).square().sum())
     if variance == 0:
         rounding = (10 * torch.finfo(found.dtype).eps) ** 2 if found.is_floating_point() else 0.0
@@ -108,10 +108,10 @@ def factorize_matrix(
     size = resolve_latent_size(rank, X.shape[1], Y.shape[1])
     if Wb is not None and size >= Wa.shape[1]:
         return LowRankSolution(Wa, Wb, bias, -1, relative_error(Y, _apply(X, Wa, Wb, bias)))
-    inputs, targets = X.double(), Y.double()
+    inputs, targets = X.cpu().double(), Y.cpu().double()
     mean, target_mean = inputs.mean(0), targets.mean(0)
     centred = inputs - mean
-    fit = torch.linalg.lstsq(centred.cpu(), (targets - target_mean).cpu(), driver="gelsd").solution.to(inputs)
+    fit = torch.linalg.lstsq(centred, targets - target_mean, driver="gelsd").solution
     if size >= min(X.shape[1], Y.shape[1]):
         first, second = fit, None
         offset = target_mean - mean @ first

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,8 +83,9 @@ class SplitDecomposition:
         tried: Sequence[int] = range(1, most + 1)
         if most > FEW_RANKS:
             tried = sorted({max(1, round(most * share)) for share in SHARES_TO_SOLVE})
-        logs = np.log(np.maximum([1.0, *_cross_validated(self.problems(), tried, 2 * self.ridge)], 1e-12))
-        errors = np.minimum.accumulate(np.exp(np.interp(np.arange(most + 1), [0, *tried], logs)))
+        known = torch.tensor([1.0, *_cross_validated(self.problems(), tried, 2 * self.ridge)], dtype=torch.float64)
+        logs = _interpolated(torch.arange(most + 1), torch.tensor([0, *tried]), known.clamp_min(1e-12).log())
+        errors = logs.exp().cummin(0).values
         return [float(errors[rank // groups]) for rank in range(groups * most + 1)]
 
     def factors(self, layer: Layer, rank: int) -> Factors:
@@ -139,7 +139,7 @@ def _cross_validated(problems: Sequence[SplitProblem], ranks: Sequence[int], rid
     folds = list(zip(problems, problems[::-1], strict=True))
     if problems[0].covariance.shape[1] > LARGEST_TO_SOLVE_TWICE:
         folds = folds[:1]
-    errors = np.zeros(len(ranks))
+    errors = [0.0] * len(ranks)
     for problem, other in folds:
         ridged = problem.ridged(ridge)
         starts = ridged.first_factors()
@@ -148,7 +148,14 @@ def _cross_validated(problems: Sequence[SplitProblem], ranks: Sequence[int], rid
             seen = problem.relative_error(*factors)
             unseen = seen if other is problem else other.relative_error(*factors)
             errors[index] += at_all_rows(seen, unseen) / len(folds)
-    return errors.tolist()
+    return errors
+
+
+def _interpolated(at: Tensor, known_at: Tensor, known: Tensor) -> Tensor:
+    """Linear interpolation between two or more values, at rising places within the first and the last of theirs."""
+    right = torch.searchsorted(known_at, at).clamp(1, len(known_at) - 1)
+    share = (at - known_at[right - 1]) / (known_at[right] - known_at[right - 1])
+    return torch.lerp(known[right - 1], known[right], share.to(known))
 
 
 def decompose_by_split(
@@ -172,7 +179,7 @@ def decompose_by_split(
     if statistics is not None:
         if sum(half.count for half in statistics.halves) == 0:
             raise ValueError("calibration saw no rows of the layer: give batches that are not empty")
-        if statistics.side != "input" or statistics.mean.shape != weight[:, 0].shape:
+        if statistics.side != "input":
             raise ValueError(
                 f"statistics of the layer's {statistics.side}s do not serve scheme '{scheme}': "
                 f"collect them with schemes=['{scheme}']"

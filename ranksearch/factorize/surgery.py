@@ -38,6 +38,9 @@ class LayerProfile:
     classifier: str | None
 
 
+TOO_SMALL = "too small: no latent size saves multiply-adds"
+
+
 def _reason_to_skip(module: nn.Module, positions: int) -> str | None:
     if isinstance(module, LazyModuleMixin) or type(module) not in (nn.Conv2d, nn.Linear):
         return f"{type(module).__name__} is not a plain Conv2d or Linear"
@@ -49,7 +52,7 @@ def _reason_to_skip(module: nn.Module, positions: int) -> str | None:
     if not describe(module).schemes:
         if isinstance(module, nn.Conv2d) and 1 < module.groups == module.out_channels:
             return "depthwise convolution: nothing to share among its outputs"
-        return "too small: no latent size saves multiply-adds"
+        return TOO_SMALL
     return None
 
 
@@ -123,20 +126,21 @@ def profile_layers(model: nn.Module, example: Tensor) -> LayerProfile:
     seen = dry_run(model, example, _watch_layers)
     bound = _bound(model)
     bound |= {name: "its weight is also read by other code than its own" for name in seen.read}
-    skipped = {}
+    count, layers, skipped = len(example), {}, {}
     for name, module in found.items():
-        reason = _reason_to_skip(module, seen.rows.get(name, 0) // len(example)) or bound.get(name)
+        positions = seen.rows.get(name, 0) // count
+        reason = _reason_to_skip(module, positions) or bound.get(name)
+        if reason is None:
+            between = {scheme: rows // count for scheme, rows in seen.latent_rows.get(name, {}).items()}
+            layers[name] = describe(module, name, positions, between)
+            # Strides and borders may make the map between the factors too large for any scheme.
+            reason = None if layers[name].schemes else TOO_SMALL
         if reason is not None:
             skipped[name] = reason
-    count = len(example)
-    layers = tuple(
-        describe(found[name], name, rows // count, {s: r // count for s, r in seen.latent_rows.get(name, {}).items()})
-        for name, rows in seen.rows.items()
-        if name not in skipped
-    )
     convolutions = [name for name in seen.rows if isinstance(found[name], nn.Conv2d)]
     linears = [name for name in seen.rows if isinstance(found[name], nn.Linear)]
-    return LayerProfile(layers, skipped, next(iter(convolutions), None), next(reversed(linears), None))
+    usable = tuple(layers[name] for name in seen.rows if name not in skipped)
+    return LayerProfile(usable, skipped, next(iter(convolutions), None), next(reversed(linears), None))
 
 
 # What a person may have hung on a layer, and expects to run for whatever stands in its place.

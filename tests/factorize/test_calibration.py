@@ -33,6 +33,32 @@ def test_streamed_statistics_equal_those_of_all_outputs_at_once() -> None:
     assert torch.allclose(statistics.covariance[0], torch.cov(rows.T, correction=0))
 
 
+@pytest.mark.parametrize("schemes", [["full"], ["full", "vertical"]])
+@pytest.mark.parametrize("channels", [3, 40])
+def test_maps_without_a_batch_are_examples_too(channels: int, schemes: list[str]) -> None:
+    class OneByOne(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([super(OneByOne, self).forward(image) for image in x])
+
+    torch.manual_seed(0)
+    layer, images = nn.Conv2d(channels, 4, 3).double(), torch.randn(6, channels, 5, 5).double()
+    found = [collect_statistics(model(layer), [images], ["0"], schemes)["0"] for model in (OneByOne, nn.Sequential)]
+    assert torch.allclose(found[0].all.mean, found[1].all.mean)
+    assert torch.allclose(found[0].all.covariance, found[1].all.covariance)
+
+
+@pytest.mark.parametrize("schemes", [["full"], ["full", "vertical"]])
+def test_statistics_are_as_precise_under_autocast(schemes: list[str]) -> None:
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Conv2d(40, 40, 3)), torch.randn(8, 40, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = collect_statistics(model, [images], ["0"], schemes)["0"].all
+    high = collect_statistics(model, [images], ["0"], schemes)["0"].all
+    # Inputs are what they were; outputs have the rounding of their own computation, and no more.
+    tolerance = 1e-5 if "vertical" in schemes else 1e-2
+    assert torch.dist(low.covariance, high.covariance) <= tolerance * high.covariance.norm()
+
+
 def test_a_far_mean_does_not_drown_the_covariance() -> None:
     layer = nn.Linear(4, 4)
     inputs = torch.randn(512, 4)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import PLANES, convolutions
 from torch import nn
 
+from ranksearch.cost import count_macs
 from ranksearch.errors import PlanError
-from ranksearch.factorize import FactorizedConv2d, FactorizedLinear, LowRankSolution, factorizing_could_speedup
+from ranksearch.factorize import (
+    FactorizedConv2d,
+    FactorizedLinear,
+    LowRankSolution,
+    collect_statistics,
+    decompose_schemes,
+    factorized_like,
+    factorizing_could_speedup,
+)
+from ranksearch.factorize.shapes import describe, settings_of
 from ranksearch.factorize.solver import relative_error
-from ranksearch.plan import LayerSpec
+from ranksearch.plan import SCHEMES, LayerChoice, LayerSpec, RankPlan
 
 sizes = st.integers(2, 24)
 
@@ -41,12 +55,15 @@ def test_sizes_out_of_range_are_refused(size: float) -> None:
         FactorizedLinear(16, 16, latent_features=size)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"stride": 2}, {"padding": "same"}, {"dilation": 2}, {"padding_mode": "reflect", "padding": 1}]
-)
-def test_the_output_has_the_shape_of_the_layer_it_stands_for(settings: dict[str, object]) -> None:
-    x = torch.randn(2, 8, 11, 9)
-    assert FactorizedConv2d(8, 6, 3, 2, **settings)(x).shape == nn.Conv2d(8, 6, 3, **settings)(x).shape
+@given(convolutions(11, 9), st.sampled_from(SCHEMES))
+def test_the_output_has_the_shape_of_the_layer_it_stands_for(layer: nn.Conv2d, scheme: str) -> None:
+    if scheme in describe(layer).schemes:
+        x = torch.randn(2, layer.in_channels, 11, 9).double()
+        sizes = (layer.in_channels, layer.out_channels)
+        twin = FactorizedConv2d(
+            *sizes, latent_channels=layer.groups, scheme=scheme, **settings_of(layer), dtype=torch.float64
+        )
+        assert twin(x).shape == layer(x).shape
 
 
 def test_the_state_dict_has_the_names_that_others_know() -> None:
@@ -84,6 +101,7 @@ def test_published_names_of_the_largest_size_agree() -> None:
         (FactorizedLinear(64, 64, latent_features=20), 19, True),
         (FactorizedLinear(64, 64, latent_features=20), 20, False),
         (FactorizedConv2d(64, 64, 3, 20), 19, True),
+        (FactorizedConv2d(16, 16, 3, 8, groups=2), 3, False),
         (nn.ReLU(), 1, False),
     ],
 )
@@ -91,8 +109,34 @@ def test_what_could_speed_up(module: nn.Module, size: float, expected: bool) -> 
     assert factorizing_could_speedup(module, size) is expected
 
 
+@given(convolutions(40, 40, PLANES, most=20), st.sampled_from(SCHEMES))
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_what_could_speed_up_does_on_large_maps(layer: nn.Conv2d, scheme: str) -> None:
+    shape, dense = (layer.in_channels, 400, 400), nn.Sequential(layer.float())
+    with torch.device("meta"):
+        dense = dense.to("meta")
+    before, groups = count_macs(dense, shape), layer.groups
+    for rank in range(groups, 41, 3 * groups):
+        if factorizing_could_speedup(layer, rank, scheme):
+            assert count_macs(factorized_like(dense, RankPlan({"0": LayerChoice(rank, scheme)})), shape) < before * 1.03
+
+
+def test_schemes_that_do_not_exist_are_named() -> None:
+    layer = nn.Conv2d(8, 8, 3)
+    with pytest.raises(PlanError, match="scheme 'sideways' is unknown: use one of full, vertical"):
+        factorizing_could_speedup(layer, 2, "sideways")
+    with pytest.raises(PlanError, match="scheme 'sideways' is unknown"):
+        FactorizedConv2d(8, 8, 3, 2, scheme="sideways")
+    with pytest.raises(PlanError, match="scheme 'sideways' is unknown"):
+        collect_statistics(nn.Sequential(layer), [torch.randn(2, 8, 5, 5)], ["0"], ["sideways"])
+    with pytest.raises(PlanError, match="scheme 'sideways' is unknown"):
+        decompose_schemes(layer, schemes=["sideways"])
+
+
 LAYERS = [
     nn.Conv2d(12, 10, 3, stride=2, padding=1),
+    nn.Conv2d(12, 10, (2, 5), padding="same", dilation=(1, 2)),
+    nn.Conv2d(12, 10, (7, 1), padding=(3, 0), padding_mode="reflect"),
     nn.Conv2d(12, 10, (1, 3), padding="same", padding_mode="circular", bias=False),
     nn.Conv2d(12, 12, 3, groups=2),
     nn.Conv2d(6, 24, 1, stride=2),
@@ -110,32 +154,38 @@ def batch(layer: nn.Module, count: int = 64) -> torch.Tensor:
     return torch.einsum("bchw,cd->bdhw", torch.randn(count // 8, wide, 9, 9), torch.randn(wide, wide))
 
 
-def made(layer: nn.Module, size: int, **how: torch.Tensor) -> FactorizedConv2d | FactorizedLinear:
+def made(layer: nn.Module, size: int, scheme: str, **how: torch.Tensor) -> FactorizedConv2d | FactorizedLinear:
     if isinstance(layer, nn.Linear):
         return FactorizedLinear.from_linear(layer, size, **how)
     assert isinstance(layer, nn.Conv2d)
-    return FactorizedConv2d.from_conv2d(layer, size, **how)
+    return FactorizedConv2d.from_conv2d(layer, size, scheme=scheme, **how)
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_trained_weights_are_kept_and_better_with_data(layer: nn.Module) -> None:
+every_layer_by_every_scheme = pytest.mark.parametrize(
+    ("layer", "scheme"), [(layer, scheme) for layer in LAYERS for scheme in describe(layer).schemes], ids=str
+)
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+
+@every_layer_by_every_scheme
+def test_trained_weights_are_kept_and_better_with_data(layer: nn.Module, scheme: str) -> None:
     x = batch(layer)
     errors = {}
     with torch.no_grad():
         exact = layer(x)
         for size in (2, 4):
             for name, how in (("weights", {}), ("data", {"input": x})):
-                errors[name, size] = float((made(layer, size, **how)(x) - exact).square().mean())
+                errors[name, size] = float((made(layer, size, scheme, **how)(x) - exact).square().mean())
     variance = float(exact.var())
     assert errors["data", 2] <= errors["weights", 2]
     assert errors["data", 4] <= errors["weights", 4]
     assert errors["data", 4] < errors["data", 2] < variance
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_lowering_the_rank_is_the_best_that_can_be_had_from_there(layer: nn.Module) -> None:
+@every_layer_by_every_scheme
+def test_lowering_the_rank_is_the_best_that_can_be_had_from_there(layer: nn.Module, scheme: str) -> None:
     x = batch(layer)
-    low = made(layer, 4, input=x)
+    low = made(layer, 4, scheme, input=x)
     kept = {name: tensor.clone() for name, tensor in low.state_dict().items()}
     solution = low.solution_for_rank(x, 2)
     assert all(torch.equal(kept[name], tensor) for name, tensor in low.state_dict().items())
@@ -144,6 +194,7 @@ def test_lowering_the_rank_is_the_best_that_can_be_had_from_there(layer: nn.Modu
         low.set_rank(x, 2)
         after = low(x)
     assert low.latent_size == 2
+    assert low.scheme == scheme
     assert solution.rank == 2
     axis = -1 if isinstance(layer, nn.Linear) else 1
     assert relative_error(before, after, axis) == pytest.approx(solution.nmse, rel=1e-4, abs=1e-9)
@@ -171,20 +222,26 @@ def test_ranks_go_down_only_and_equal_ones_do_nothing() -> None:
     assert all(torch.equal(kept[name], tensor) for name, tensor in layer.state_dict().items())
 
 
-@pytest.mark.parametrize("layer", [FactorizedConv2d(8, 8, 3, 4), FactorizedLinear(8, 8, latent_features=3)])
-def test_state_dicts_and_scripts_load(layer: FactorizedConv2d | FactorizedLinear) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(functools.partial(FactorizedConv2d, 8, 8, 3, 4, scheme, stride=2, padding=1) for scheme in SCHEMES),
+        functools.partial(FactorizedLinear, 8, 8, latent_features=3),
+    ],
+)
+def test_state_dicts_and_scripts_load(make: Callable[[], FactorizedConv2d | FactorizedLinear]) -> None:
+    layer, twin = make(), make()
     x = torch.randn(2, 8, 6, 6) if isinstance(layer, FactorizedConv2d) else torch.randn(2, 8)
-    twin = type(layer)(8, 8, 3, 4) if isinstance(layer, FactorizedConv2d) else type(layer)(8, 8, latent_features=3)
     twin.load_state_dict(layer.state_dict())
     assert torch.equal(twin(x), layer(x))
     layer.reset_parameters()
     assert not torch.equal(twin(x), layer(x))
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_one_example_is_enough(layer: nn.Module) -> None:
+@every_layer_by_every_scheme
+def test_one_example_is_enough(layer: nn.Module, scheme: str) -> None:
     x = batch(layer)[:1]
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in made(layer, 4, input=x).state_dict().values())
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in made(layer, 4, scheme, input=x).state_dict().values())
 
 
 def test_flags_and_formats_are_carried_over() -> None:

@@ -62,12 +62,20 @@ def test_maps_smaller_than_the_kernel_are_exact_too(size: tuple[int, int]) -> No
 def test_maps_of_several_sizes_add_up() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 4, 3, stride=2, padding=1).double()
-    batches = [torch.randn(3, 3, *size).double() for size in ((6, 6), (9, 5))]
-    moments = PatchMoments(Taps.of(layer))
-    for images in batches:
-        moments.see(images)
+    batches = [torch.randn(3, 3, *size).double() for size in ((6, 6), (9, 5), (6, 6), (9, 5))]
     rows = torch.cat([unfolded(layer, images)[0] for images in batches])
-    assert torch.allclose(moments.covariance[0], torch.cov(rows.mT, correction=0))
+    for first in range(len(batches) + 1):
+        halves = PatchMoments(Taps.of(layer)), PatchMoments(Taps.of(layer))
+        for index, images in enumerate(batches):
+            halves[index >= first].see(images)
+        assert torch.allclose((halves[0] + halves[1]).covariance[0], torch.cov(rows.mT, correction=0))
+
+
+def test_memory_does_not_grow_with_the_number_of_sizes() -> None:
+    moments = PatchMoments(Taps.of(nn.Conv2d(8, 8, 3, padding=1)))
+    for size in range(4, 14):
+        moments.see(torch.randn(2, 8, size, size + 1))
+    assert len(moments.products) + len(moments.folded) <= 29 + 45
 
 
 @pytest.mark.parametrize("images", [1, 30])
@@ -76,7 +84,7 @@ def test_memory_does_not_grow_with_images_or_their_size(images: int, size: int) 
     moments = PatchMoments(Taps.of(nn.Conv2d(32, 8, 3, padding=1)))
     for _ in range(2):
         moments.see(torch.randn(images, 32, size, size))
-    numbers = sum(total.numel() for blocks in moments.products.values() for total in blocks.values())
+    numbers = sum(total.numel() for total in (*moments.products.values(), *moments.folded.values()))
     assert numbers == 29 * 32 * 32
     assert moments.covariance.dtype == torch.float32
 

@@ -275,6 +275,12 @@ def test_statistics_that_cannot_serve_are_refused() -> None:
     outputs = collect_statistics(nn.Sequential(layer), [seen], ["0"], ["full"])["0"]
     with pytest.raises(ValueError, match=r"outputs do not serve scheme 'vertical': collect them with schemes=\['vert"):
         decompose(layer, outputs, scheme="vertical")
+    other = collect_statistics(nn.Sequential(nn.Conv2d(6, 8, 3)), [seen[:, :6]], ["0"])["0"]
+    for scheme in SCHEMES:
+        with pytest.raises(
+            ValueError, match=r"statistics of \[1, 54\] numbers do not fit the layer's inputs, \[1, 72\]"
+        ):
+            decompose(layer, other, scheme=scheme)
     nothing = collect_statistics(nn.Sequential(layer), [seen[:0]], ["0"])["0"]
     with pytest.raises(ValueError, match="no rows"):
         decompose(layer, nothing, scheme="vertical")

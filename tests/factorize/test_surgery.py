@@ -56,6 +56,13 @@ def test_profile_names_every_layer_once_and_says_why_others_are_skipped() -> Non
     assert "too small" in profile.skipped["tiny"]
 
 
+def test_a_layer_whose_maps_leave_no_scheme_is_skipped() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 1, 3, stride=4), nn.Conv2d(1, 8, 3, padding=1))
+    profile = profile_layers(model, torch.empty(2, 8, 11, 11))
+    assert "too small" in profile.skipped["0"]
+    assert all(spec.schemes for spec in profile.layers)
+
+
 def test_profile_counts_the_positions_of_all_calls() -> None:
     positions = {spec.name: spec.positions for spec in profile_layers(Shared(), torch.empty(2, 3, 6, 5)).layers}
     assert positions == {"stem": 30, "twice.0": 60, "head": 1}
