@@ -27,7 +27,7 @@ import schemes_speed
 import torch
 from torch import Tensor, nn
 
-from ranksearch.closed_form import nearest, predict, propose
+from ranksearch.closed_form import choose, predict, propose
 from ranksearch.cost import MacsCost, NetworkCost, count_macs
 from ranksearch.factorize import (
     collect_statistics,
@@ -49,7 +49,7 @@ SETS = {
 }
 PARTS = ("accuracy", "layers", "speed")
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.12)
-CALIBRATION, COMPARISON, BATCH, HELD_OUT = 512, 256, 64, 5000
+CALIBRATION, COMPARISON, BATCH, HELD_OUT = 512, 512, 64, 5000
 
 
 def vgg() -> nn.Module:
@@ -156,7 +156,7 @@ def accuracies(name: str, seed: int, model: nn.Module, data: Data, options: argp
         space = build_space(SpaceSettings(default=Rule(schemes=SETS[kinds])), profile, cost)
         if (kinds, share) not in plans:
             proposals = propose(space, errors, int(share * cost.dense))
-            plans[kinds, share] = nearest(proposals, build, comparison, predicted)
+            plans[kinds, share] = choose(proposals, errors, build, comparison, predicted)
         plan = plans[kinds, share]
         if (
             plan,

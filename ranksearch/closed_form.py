@@ -1,9 +1,11 @@
-"""The closed form's plan of a budget: a few proposals, and the one that keeps the network's predictions best.
+"""The closed form's plan of a budget: a few proposals, and the one that leaves the network best off.
 
 A plan's expected errors, added up over layers, rank plans well while they are small, but no one sum does at every
 budget: an error of the pointwise scheme harms more than an equal one of a strip, and at high speedups one layer that
 is nearly lost harms more than many that lose a little. So proposals are made under several such views, each a matter
-of milliseconds, and what they do to the predictions on a few training images decides; no label is read.
+of milliseconds, and what they do to the predictions on a few training images decides, together with their total error:
+where the predictions have all but collapsed, they say little of what fine-tuning will recover, and the errors still do.
+No label is read.
 """
 
 from __future__ import annotations
@@ -73,20 +75,30 @@ def divergence(predicted: Tensor, dense: Tensor) -> float:
     return found if math.isfinite(found) else math.inf
 
 
-def nearest(
-    plans: Sequence[RankPlan], build: Callable[[RankPlan], nn.Module], images: Sequence[Tensor], dense: Tensor
+def choose(
+    plans: Sequence[RankPlan],
+    errors: Errors,
+    build: Callable[[RankPlan], nn.Module],
+    images: Sequence[Tensor],
+    dense: Tensor,
 ) -> RankPlan:
-    """The plan whose network's predictions diverge least from the dense one's; of equals, the first.
+    """The plan of the least divergence times total expected error; of equals, the first.
 
     Args:
         plans: one or more.
+        errors: layer name -> scheme -> the error to expect at rank 0, 1, ...
         build: gives a plan's network, in eval mode.
         images: batches to predict on.
         dense: the dense network's predictions of these, from `predict`.
     """
     if len(plans) == 1:
         return plans[0]
-    return min(plans, key=lambda plan: divergence(predict(build(plan), images), dense))
+
+    def harm(plan: RankPlan) -> float:
+        total = sum(errors[name][choice.scheme][choice.latent_size] for name, choice in plan)
+        return total * divergence(predict(build(plan), images), dense)
+
+    return min(plans, key=harm)
 
 
 def closed_form(problem: Problem, budgets: Sequence[int]) -> list[RankPlan]:
@@ -104,4 +116,4 @@ def closed_form(problem: Problem, budgets: Sequence[int]) -> list[RankPlan]:
 
     dense = predict(problem.model, problem.comparison)
     proposals = (propose(problem.space, problem.errors, budget) for budget in budgets)
-    return [nearest(plans, build, problem.comparison, dense) for plans in proposals]
+    return [choose(plans, problem.errors, build, problem.comparison, dense) for plans in proposals]

@@ -44,7 +44,7 @@ class CalibrationSettings:
     images: int = 512
     batch_size: int = 64
     loss_aware: bool = False
-    comparison_images: int = 256
+    comparison_images: int = 512
 
     def __post_init__(self) -> None:
         for what in ("images", "comparison_images", "batch_size"):
