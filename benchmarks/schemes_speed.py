@@ -18,7 +18,7 @@ from torch import nn
 from ranksearch.factorize import FactorizedConv2d, collect_statistics, decompose_schemes, profile_layers
 from ranksearch.plan import SCHEMES
 
-IMAGES, BATCH = 256, 32
+IMAGES, BATCH = 128, 32
 
 
 def calibration(name: str) -> dict[str, float]:
@@ -35,7 +35,9 @@ def calibration(name: str) -> dict[str, float]:
             for batch in batches:
                 model(batch)
 
-    forward_s = min(timed(forward) for _ in range(2))
+    with torch.no_grad():
+        model(batches[0])
+    forward_s = timed(forward)
     start = time.perf_counter()
     statistics = collect_statistics(model, batches, convolutions)
     collected = time.perf_counter()
