@@ -5,8 +5,8 @@ folder (--data). All networks are trained here, on the training images but 5,000
 5,000; the test images are never read, and no plan is chosen by any label: plans are the closed form's.
 
 Finished figures are kept under --outputs and read again, so a run that was stopped goes on; take that folder away once
-the solver has changed. Parts of the work can be
-given to several processes: --parts, --networks, --seeds. The last line is JSON.
+the solver has changed. Parts of the work can be given to several processes: --parts, --networks, --seeds. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -153,15 +153,13 @@ def accuracies(name: str, seed: int, model: nn.Module, data: Data, options: argp
     plans: dict[tuple[str, float], RankPlan] = {}
     reached: dict[tuple[RankPlan, int], float] = {}
     for kinds, share, steps, *_ in rest:
-        space = build_space(SpaceSettings(default=Rule(schemes=SETS[kinds])), profile, cost)
         if (kinds, share) not in plans:
+            space = build_space(SpaceSettings(default=Rule(schemes=SETS[kinds])), profile, cost)
             proposals = propose(space, errors, int(share * cost.dense))
             plans[kinds, share] = choose(proposals, errors, build, comparison, predicted)
         plan = plans[kinds, share]
-        if (
-            plan,
-            steps,
-        ) not in reached:  # two sets of schemes may lead to one plan, and it is trained on the same batches
+        # Two sets of schemes may lead to one plan, which would be trained on the same batches.
+        if (plan, steps) not in reached:
             network = build(plan)
             if steps:
                 torch.manual_seed(seed)

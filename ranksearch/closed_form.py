@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -35,18 +36,18 @@ def propose(space: SearchSpace, errors: Errors, budget: int) -> list[RankPlan]:
         errors: layer name -> scheme -> the error to expect at rank 0, 1, ...
         budget: for the whole network, not below the cheapest plan of the space.
     """
+    views = [
+        {
+            layer: {scheme: [error**exponent for error in curve] for scheme, curve in curves.items()}
+            for layer, curves in errors.items()
+        }
+        for exponent in EXPONENTS
+    ]
     plans = []
     for schemes in SUBSETS:
         restricted = space.restricted(schemes)
-        for exponent in EXPONENTS:
-            harms = {
-                layer: {scheme: [error**exponent for error in curve] for scheme, curve in curves.items()}
-                for layer, curves in errors.items()
-            }
-            try:
-                plans.append(restricted.allocate(harms, budget))
-            except PlanError:
-                break  # these schemes alone do not reach the budget
+        with suppress(PlanError):  # these schemes alone do not reach the budget
+            plans += [restricted.allocate(harms, budget) for harms in views]
     return list(dict.fromkeys(plans))
 
 

@@ -23,7 +23,7 @@ from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.records import CLOSED_FORM, INTERRUPTED, REASON, RESULT, TrialRecord, finished, read_trial
 from ranksearch.sampler import FeasibleSampler, distributions, suggest
-from ranksearch.space import SearchSpace, Value
+from ranksearch.space import SearchSpace
 from ranksearch.trial import evaluate_plan
 
 SETTINGS = "settings"
@@ -201,11 +201,7 @@ def run_trials(
 
 def _objective(study: Study, trial: Trial, problem: Problem) -> tuple[float, float]:
     try:
-        try:
-            values = suggest(trial, problem.space)
-        except ValueError as error:  # someone enqueued a scheme that Optuna does not find among the choices
-            _prune(trial, f"outside the space: {str(error).splitlines()[0]}")
-        return _score(trial, values, problem)
+        return _score(trial, problem)
     except KeyboardInterrupt:
         trial.set_user_attr(REASON, INTERRUPTED)
         if trial.params.keys() == distributions(problem.space).keys():
@@ -214,7 +210,11 @@ def _objective(study: Study, trial: Trial, problem: Problem) -> tuple[float, flo
         raise
 
 
-def _score(trial: Trial, values: Mapping[str, Value], problem: Problem) -> tuple[float, float]:
+def _score(trial: Trial, problem: Problem) -> tuple[float, float]:
+    try:
+        values = suggest(trial, problem.space)
+    except ValueError as error:  # someone enqueued a scheme that Optuna does not find among the choices
+        _prune(trial, f"outside the space: {str(error).splitlines()[0]}")
     outside = [layer for layer in problem.space.layers if not layer.allows(values)]
     if outside:
         name, scheme = outside[0].spec.name, values.get(outside[0].scheme_parameter)

@@ -7,10 +7,10 @@ on the lag alone, but for rows and columns at the borders, so the products of fe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from typing import TypeVar
 
 import torch
@@ -153,17 +153,19 @@ Block = tuple[Run, Run]
 
 def _far_from_zero(values: Tensor) -> bool:
     """Whether squares of the means would drown variances in the rounding of float32."""
-    variances, means = torch.var_mean(values.float(), (0, 2, 3), correction=0)
-    return values.dtype == torch.float32 and bool(means.square().sum() > FAR_MEANS * variances.sum())
+    if values.dtype != torch.float32:
+        return False
+    variances, means = torch.var_mean(values, (0, 2, 3), correction=0)
+    return bool(means.square().sum() > FAR_MEANS * variances.sum())
 
 
 Key = TypeVar("Key")
 
 
-def _sum(mine: dict[Key, Tensor], theirs: dict[Key, Tensor]) -> dict[Key, Tensor]:
-    """Both tables of sums, added up where they have an entry each."""
-    total = dict(mine)
-    for key, tensor in theirs.items():
+def _sum(entries: Iterable[tuple[Key, Tensor]]) -> dict[Key, Tensor]:
+    """Add up the entries of each key."""
+    total: dict[Key, Tensor] = {}
+    for key, tensor in entries:
         total[key] = total[key] + tensor if key in total else tensor
     return total
 
@@ -212,7 +214,7 @@ class PatchMoments:
             block: self._product(columns, block).cpu()
             for block in {block for *_, blocks in self.taps.pairs(height, width) for block in blocks}
         }
-        self.products = _sum(self.products, found)
+        self.products = _sum(chain(self.products.items(), found.items()))
         self.sums = self.sums + self._sums(grouped.sum(0).cpu().double())
 
     def _product(self, columns: list[Tensor], block: Block) -> Tensor:
@@ -243,17 +245,17 @@ class PatchMoments:
             return other if self.count == 0 else self
         count, sums = self.count + other.count, self.sums + other.sums
         if self.size != other.size:
-            return PatchMoments(self.taps, count, sums, (0, 0), {}, _sum(self._by_pair(), other._by_pair()))
-        products, folded = _sum(self.products, other.products), _sum(self.folded, other.folded)
+            folded = _sum(chain(self._by_pair().items(), other._by_pair().items()))
+            return PatchMoments(self.taps, count, sums, folded=folded)
+        products = _sum(chain(self.products.items(), other.products.items()))
+        folded = _sum(chain(self.folded.items(), other.folded.items()))
         return PatchMoments(self.taps, count, sums, self.size, products, folded)
 
     def _by_pair(self) -> dict[tuple[int, int], Tensor]:
         """Pair of taps, the second not before the first -> sum of products over all maps."""
-        total = self.folded
-        for first, other, blocks in self.taps.pairs(*self.size) if self.products else ():
-            for block in blocks:
-                total = _sum(total, {(first, other): self.products[block]})
-        return total
+        pairs = self.taps.pairs(*self.size) if self.products else ()
+        by_block = (((first, other), self.products[block]) for first, other, blocks in pairs for block in blocks)
+        return _sum(chain(self.folded.items(), by_block))
 
     @property
     def finite(self) -> bool:
