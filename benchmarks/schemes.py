@@ -33,6 +33,7 @@ from ranksearch.factorize import (
     collect_statistics,
     decompose_schemes,
     factorize_model,
+    factorize_sequentially,
     profile_layers,
     recalibrate_batchnorm,
 )
@@ -49,7 +50,11 @@ SETS = {
 }
 PARTS = ("accuracy", "layers", "speed")
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.12)
-CALIBRATION, COMPARISON, BATCH, HELD_OUT = 512, 512, 64, 5000
+CALIBRATION, COMPARISON, IN_TURN, BATCH, HELD_OUT = 512, 512, 256, 64, 5000
+# Every layer on what the dense network feeds it, or one after another, on what the layers before it leave.
+SOLVED = ("each by itself", "in turn")
+# What one table and one panel of the picture show.
+PANEL = ("network", "solved", "steps")
 
 
 def vgg() -> nn.Module:
@@ -130,7 +135,13 @@ def accuracies(name: str, seed: int, model: nn.Module, data: Data, options: argp
     """Every set of schemes at every budget, before and after fine-tuning; a line of the log for each figure."""
     log = options.outputs / f"{name}-{seed}-{options.steps}.jsonl"
     known = {key(row) for row in rows(log)}
-    wanted = [(kinds, share, steps) for steps in options.tune for kinds in SETS for share in options.shares]
+    wanted = [
+        (kinds, share, steps, solved)
+        for solved in SOLVED
+        for steps in options.tune
+        for kinds in SETS
+        for share in options.shares
+    ]
     rest = [(*asked, name, seed) for asked in wanted if (*asked, name, seed) not in known]
     if not rest:
         return
@@ -145,34 +156,38 @@ def accuracies(name: str, seed: int, model: nn.Module, data: Data, options: argp
     cost = NetworkCost(MacsCost(), count_macs(model, (3, 28, 28)), {spec.name: spec for spec in profile.layers})
     dense, predicted = evaluate(model, data.held_out()).accuracy, predict(model, comparison)
 
-    def build(plan: RankPlan) -> nn.Module:
-        network = factorize_model(model, plan, decompositions)
+    def build(plan: RankPlan, solved: str = SOLVED[0]) -> nn.Module:
+        if solved == "in turn":
+            network = factorize_sequentially(model, plan, decompositions, torch.cat(images)[:IN_TURN])
+        else:
+            network = factorize_model(model, plan, decompositions)
         recalibrate_batchnorm(network, images)
         return network
 
     plans: dict[tuple[str, float], RankPlan] = {}
-    reached: dict[tuple[RankPlan, int], float] = {}
-    for kinds, share, steps, *_ in rest:
+    reached: dict[tuple[RankPlan, int, str], float] = {}
+    for kinds, share, steps, solved, *_ in rest:
         if (kinds, share) not in plans:
             space = build_space(SpaceSettings(default=Rule(schemes=SETS[kinds])), profile, cost)
             proposals = propose(space, errors, int(share * cost.dense))
             plans[kinds, share] = choose(proposals, errors, build, comparison, predicted)
         plan = plans[kinds, share]
         # Two sets of schemes may lead to one plan, which would be trained on the same batches.
-        if (plan, steps) not in reached:
-            network = build(plan)
+        if (plan, steps, solved) not in reached:
+            network = build(plan, solved)
             if steps:
                 torch.manual_seed(seed)
                 recipe = Recipe(steps=steps, batch_size=BATCH, learning_rate=0.02, distillation=0.7)
                 train(network, data.batches(seed + 200, BATCH), recipe, teacher=model)
-            reached[plan, steps] = evaluate(network, data.held_out()).accuracy
+            reached[plan, steps, solved] = evaluate(network, data.held_out()).accuracy
         found = {
             "schemes": kinds,
             "share": share,
             "steps": steps,
+            "solved": solved,
             "network": name,
             "seed": seed,
-            "accuracy": reached[plan, steps],
+            "accuracy": reached[plan, steps, solved],
             "dense": dense,
             "macs": cost.of(plan) / cost.dense,
         }
@@ -187,14 +202,16 @@ def rows(log: Path) -> list[dict[str, Any]]:
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
     """What makes two figures the same."""
-    return tuple(row[name] for name in ("schemes", "share", "steps", "network", "seed"))
+    return tuple(row[name] for name in ("schemes", "share", "steps", "solved", "network", "seed"))
 
 
-def table(name: str, steps: int, found: Sequence[dict[str, Any]], shares: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """Print the accuracies of one network after some steps: mean and spread over seeds; give the means."""
+def table(
+    title: str, steps: int, found: Sequence[dict[str, Any]], shares: Sequence[float]
+) -> dict[str, dict[str, Any]]:
+    """Print the accuracies of one panel: mean and spread over seeds; give the means."""
     seeds = sorted({row["seed"] for row in found})
     dense = {row["seed"]: row["dense"] for row in found}
-    print(f"\n{name}, {steps} fine-tuning steps, seeds {seeds}, dense {100 * mean(dense.values()):.1f} %")
+    print(f"\n{title}, {steps} fine-tuning steps, seeds {seeds}, dense {100 * mean(dense.values()):.1f} %")
     print(f"{'MACs kept':24}" + "".join(f"{share:>14.0%}" for share in shares))
     means: dict[str, dict[str, Any]] = {}
     for kinds in SETS:
@@ -214,8 +231,8 @@ def picture(results: dict[str, Any], file: Path) -> None:
 
     names = sorted({key.split(",")[0] for key in results})
     steps = sorted({int(key.split(",")[1]) for key in results})
-    figure = Figure(figsize=(3.4 * len(steps), 3.2 * len(names)), layout="constrained")
-    axes = figure.subplots(len(names), len(steps), squeeze=False, sharex=True)
+    figure = Figure(figsize=(3.4 * len(steps), 2.8 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), len(steps), squeeze=False, sharex=True, sharey=True)
     colors = dict(zip(SETS, ("#0072B2", "#009E73", "#CC79A7", "#D55E00"), strict=True))
     for across, name in enumerate(names):
         for down, count in enumerate(steps):
@@ -223,7 +240,7 @@ def picture(results: dict[str, Any], file: Path) -> None:
             for kinds, by_share in results.get(f"{name},{count}", {}).items():
                 points = [(100 * float(share), value) for share, value in by_share.items() if value is not None]
                 panel.plot(*zip(*points, strict=True), marker="o", color=colors[kinds], label=kinds) if points else None
-            panel.set_title(f"{name}, {count} steps", fontsize=9)
+            panel.set_title(f"{name}, {count} steps", fontsize=8)
             panel.grid(color="#EEEEEE")
     axes[0][0].legend(fontsize=7)
     figure.supxlabel("MACs kept, %")
@@ -254,10 +271,15 @@ def main() -> None:
                 accuracies(name, seed, trained(name, seed, options.steps, data, options.outputs), data, options)
                 found += rows(options.outputs / f"{name}-{seed}-{options.steps}.jsonl")
         last["accuracy"] = {
-            f"{name},{steps}": table(name, steps, chosen, options.shares)
+            f"{name} {solved},{steps}": table(f"{name}, layers solved {solved}", steps, chosen, options.shares)
             for name in options.networks
+            for solved in SOLVED
             for steps in options.tune
-            if (chosen := [row for row in found if row["network"] == name and row["steps"] == steps])
+            if (
+                chosen := [
+                    row for row in found if (row["network"], row["solved"], row["steps"]) == (name, solved, steps)
+                ]
+            )
         }
         picture(last["accuracy"], options.outputs / "schemes.svg")
     if "layers" in options.parts:

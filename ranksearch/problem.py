@@ -18,8 +18,12 @@ from ranksearch.factorize import (
     collect_sensitivities,
     collect_statistics,
     decompose_schemes,
+    factorize_model,
+    factorize_sequentially,
     profile_layers,
+    recalibrate_batchnorm,
 )
+from ranksearch.plan import RankPlan
 from ranksearch.rules import SpaceSettings, build_space
 from ranksearch.space import Errors, SearchSpace
 from ranksearch.training import Evaluation, Recipe, evaluate
@@ -28,6 +32,8 @@ log = logging.getLogger(__name__)
 
 
 EVALUATION_BATCH = 256
+# Of the largest map of a layer, over all images that layers are solved on one after another: half a GiB.
+NUMBERS_AT_ONCE = 2**27
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,20 @@ class CalibrationSettings:
         batch_size: images of a batch.
         loss_aware: weigh output errors by how much the loss feels them; costs a backward pass over the images.
         comparison_images: how many more, which closed-form plans are compared on; at most a quarter of all there are.
+        sequential_images: of the first, how many a plan's layers are solved on once more, one after another, each for
+            what the layers before it leave it; fewer where their maps are large; 0 leaves that out.
     """
 
     images: int = 512
     batch_size: int = 64
     loss_aware: bool = False
     comparison_images: int = 512
+    sequential_images: int = 256
 
     def __post_init__(self) -> None:
+        if self.sequential_images < 0 or self.sequential_images == 1:
+            what, size = "sequential_images", self.sequential_images
+            raise SettingError(what, size, "is too few: use 2 or more, or 0 to solve every layer by itself")
         for what in ("images", "comparison_images", "batch_size"):
             if getattr(self, what) < 2:
                 raise SettingError(what, getattr(self, what), "is too few: use 2 or more")
@@ -64,6 +76,9 @@ class Problem:
         errors: layer name -> scheme -> the error that is expected at rank 0, 1, ...
         calibration: inputs to recalibrate with, each `[B, C, H, W]`.
         comparison: inputs to compare closed-form plans on, which no decomposition has seen.
+        sequential: inputs to solve a plan's layers on one after another, `[B, C, H, W]`; None where each is solved by
+            itself.
+        sensitivities: layer name -> what errors are weighed by; see `collect_sensitivities`.
         baseline: the dense model on the validation split.
         params: of the dense model.
         budget: the highest cost that the constraint allows.
@@ -79,12 +94,23 @@ class Problem:
     errors: Errors
     calibration: tuple[Tensor, ...]
     comparison: tuple[Tensor, ...]
+    sequential: Tensor | None
+    sensitivities: Mapping[str, Tensor]
     baseline: Evaluation
     params: int
     budget: int
     recipe: Recipe
     seed: int
     device: torch.device
+
+    def build(self, plan: RankPlan) -> nn.Module:
+        """A plan's network as the closed form makes it, BatchNorm recalibrated, in eval mode."""
+        if self.sequential is None:
+            network = factorize_model(self.model, plan, self.decompositions)
+        else:
+            network = factorize_sequentially(self.model, plan, self.decompositions, self.sequential, self.sensitivities)
+        recalibrate_batchnorm(network, self.calibration)
+        return network
 
     def speedup(self, cost: int) -> float:
         """Dense cost over a cost."""
@@ -200,6 +226,8 @@ def calibrate(
         sum(map(len, images)),
         time.perf_counter() - start,
     )
+    most = max(max(layer.spec.in_size, layer.spec.out_size) * layer.spec.positions for layer in space.layers)
+    in_turn = min(settings.sequential_images, NUMBERS_AT_ONCE // most)
     problem = Problem(
         model=model,
         splits=splits,
@@ -208,6 +236,8 @@ def calibrate(
         errors=errors,
         calibration=images,
         comparison=comparison,
+        sequential=torch.cat(images)[:in_turn] if in_turn > 1 else None,
+        sensitivities=sensitivities,
         baseline=evaluate(model, batches(splits.validation, EVALUATION_BATCH, device, splits.workers)),
         params=count_params(model),
         budget=budget,

@@ -1,4 +1,4 @@
-"""One plan from start to score: factorize, recalibrate, fine-tune, evaluate."""
+"""One plan from start to score: factorize, fine-tune, evaluate."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from torch import nn
 
 from ranksearch.cost import count_params
 from ranksearch.datasets import endless_batches
-from ranksearch.factorize import factorize_model, recalibrate_batchnorm
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.training import Recipe, evaluate, train
 
-STAGES = ("factorize", "recalibrate", "fine_tune", "evaluate")
+STAGES = ("factorize", "fine_tune", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,7 @@ def evaluate_plan(problem: Problem, plan: RankPlan, recipe: Recipe) -> tuple[nn.
     """
     watch = Stopwatch()
     with watch.stage("factorize"):
-        network = factorize_model(problem.model, plan, problem.decompositions)
-    with watch.stage("recalibrate"):
-        recalibrate_batchnorm(network, problem.calibration)
+        network = problem.build(plan)
     with watch.stage("evaluate"):
         before = evaluate(network, problem.validation())
     after = before

@@ -89,7 +89,7 @@ class SplitProblem:
         """The best second factor for a first one, found as a change of another: a linear least-squares problem."""
         gram = (meeting @ first.mT[:, None, None]).flatten(3, 4).flatten(1, 2)
         rest = (self.target @ first.mT[:, None]).flatten(2) - second.flatten(2) @ gram
-        change = _solve(gram, rest.mT).mT
+        change = solve_symmetric(gram, rest.mT).mT
         return second + change.reshape(second.shape)
 
     def _improve_first(self, first: Tensor, second: Tensor, meeting: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +107,7 @@ class SplitProblem:
 
         rest = torch.einsum("goka,gokf->gaf", second, self.target) - act(meeting)
         alike = weights.reshape(len(first), offsets, first.shape[1], offsets, -1).diagonal(dim1=1, dim2=3).sum(-1)
-        direction = _solve(self._mean_covariance(), _solve(alike, rest).mT).mT
+        direction = solve_symmetric(self._mean_covariance(), solve_symmetric(alike, rest).mT).mT
         met = self._meet(direction)
         slope, curvature = (rest * direction).sum(), (act(met) * direction).sum()
         length = slope / curvature if float(curvature) > 0 else torch.zeros_like(slope)
@@ -157,7 +157,7 @@ def _root(matrix: Tensor, rounding: float, level: float = 0.0) -> Tensor:
         level = max(10 * level, 100 * rounding)
 
 
-def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+def solve_symmetric(matrix: Tensor, right: Tensor) -> Tensor:
     """Solve with a symmetric matrix, `[groups, size, size]`, in float64."""
     rounding = torch.finfo(matrix.dtype).eps
     found: Tensor = torch.cholesky_solve(right.double(), _root(matrix, rounding, 100 * rounding))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -59,17 +60,24 @@ def _moments_of_patches(patches: Tensor) -> Moments:
 NOTHING = Moments(0, torch.zeros(()), torch.zeros(()))
 
 
+def _has_fewer_inputs(layer: Layer) -> bool:
+    """Whether a layer whose rows of inputs are at hand, unpadded, has fewer numbers in them than in its outputs."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features < layer.out_features
+    plain = layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid", "same") and layer.groups == 1
+    return plain and layer.in_channels < layer.out_channels
+
+
 class _Observer:
     """Streams one layer's rows into two halves of the examples."""
 
-    def __init__(self, layer: Layer, split: bool) -> None:
+    def __init__(self, layer: Layer, split: bool, inputs: bool = False) -> None:
         self.groups = groups_of(layer)
-        self.taps = Taps.of(layer) if split and isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1 else None
-        self.side: Literal["input", "output"] = "output" if self.taps is None else "input"
-        if isinstance(layer, nn.Linear):
-            self.side = "input" if layer.in_features < layer.out_features else "output"
-        elif layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid", "same") and self.groups == 1:
-            self.side = "input" if layer.in_channels < layer.out_channels else "output"
+        self.taps = None
+        if isinstance(layer, nn.Conv2d) and (inputs or (split and max(layer.kernel_size) > 1)):
+            self.taps = Taps.of(layer)
+        by_inputs = inputs or self.taps is not None or _has_fewer_inputs(layer)
+        self.side: Literal["input", "output"] = "input" if by_inputs else "output"
         self.halves: list[Moments | PatchMoments] = [NOTHING, NOTHING]
         if self.taps is not None and layer.weight[0].numel() > LARGEST_TO_UNFOLD:
             self.halves = [PatchMoments(self.taps), PatchMoments(self.taps)]
@@ -156,6 +164,13 @@ def collect_statistics(
     return {name: observer.result() for name, observer in observers.items() if observer.calls}
 
 
+def observe_inputs(layer: Layer, inputs: Tensor) -> LayerStatistics:
+    """The statistics of one batch of a layer's inputs: of all numbers that an output is made from."""
+    observer = _Observer(layer, split=True, inputs=True)
+    observer(layer, (inputs,), {}, inputs)
+    return observer.result()
+
+
 def collect_sensitivities(
     model: nn.Module, batches: Iterable[Tensor], layers: Iterable[str], seed: int = 0
 ) -> dict[str, Tensor]:
@@ -220,19 +235,26 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
         model: in any mode; only its BatchNorm layers see training mode.
         batches: inputs, `[B, ...]`, on the model's device; without any, nothing changes.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    if not norms:
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    images = iter(batches)
+    first = next(images, None)
+    if first is None:
         return
-    momenta = [norm.momentum for norm in norms]
-    with evaluating(model):
-        try:
-            for index, batch in enumerate(batches):
-                if index == 0:
-                    for norm in norms:
-                        norm.reset_running_stats()
-                        norm.momentum = None  # a cumulative average
-                        norm.training = True
-                model(batch)
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
+    with evaluating(model), estimating(norms):
+        for batch in chain([first], images):
+            model(batch)
+
+
+@contextmanager
+def estimating(norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Let norms gather running statistics anew, as plain averages over the calls inside; in training mode after it."""
+    momenta = {norm: norm.momentum for norm in norms if norm.track_running_stats}
+    try:
+        for norm in momenta:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+            norm.training = True
+        yield
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum

@@ -222,11 +222,26 @@ def factorize_model(
     """
     factorized = factorized_like(model, plan)
     for name, choice in plan:
-        if choice.scheme not in decompositions.get(name, {}):
-            raise PlanError(
-                f"no calibration data for scheme '{choice.scheme}' of '{name}': decompose it, or leave the layer dense"
-            )
-        layer, twin = _layer_to_replace(model, name, choice), factorized.get_submodule(name)
-        assert isinstance(twin, FactorizedConv2d | FactorizedLinear)
-        twin._set_factors(decompositions[name][choice.scheme].factors(layer, choice.latent_size))
+        set_factors(model.get_submodule(name), factorized.get_submodule(name), name, choice, decompositions)
     return factorized
+
+
+def set_factors(
+    layer: nn.Module,
+    twin: nn.Module,
+    name: str,
+    choice: LayerChoice,
+    decompositions: Mapping[str, Mapping[str, Decomposition]],
+) -> None:
+    """Give the twin of a layer its factors.
+
+    Raises:
+        PlanError: the layer was not calibrated for its scheme.
+    """
+    if choice.scheme not in decompositions.get(name, {}):
+        raise PlanError(
+            f"no calibration data for scheme '{choice.scheme}' of '{name}': decompose it, or leave the layer dense"
+        )
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    assert isinstance(twin, FactorizedConv2d | FactorizedLinear)
+    twin._set_factors(decompositions[name][choice.scheme].factors(layer, choice.latent_size))

@@ -1,0 +1,200 @@
+"""A plan's network whose layers are solved one after another, each for the inputs that will really reach it.
+
+Factors that are best for the dense network's inputs meet others once the layers before them are factorized too, and
+errors add up. Here every layer is solved for what the factorized network itself feeds it, while its target is still
+what the dense network gives at that place, so that it makes good what the layers before it lost: the asymmetric
+reconstruction of Zhang et al. ("Accelerating Very Deep Convolutional Networks for Classification and Detection",
+2016), here for both factors of every scheme.
+
+With W the dense layer, y its outputs in the dense network and x its inputs in the factorized one, means taken off, the
+best linear map from x to y is W + E[(y - W x) x^T] E[x x^T]^-1: a layer like any other, which its scheme then splits.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ranksearch.factorize.alternating import solve_symmetric
+from ranksearch.factorize.calibration import as_rows, estimating, evaluating, observe_inputs
+from ranksearch.factorize.decomposition import decompose
+from ranksearch.factorize.factors import Decomposition, grouped_weight
+from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear
+from ranksearch.factorize.patches import Taps
+from ranksearch.factorize.statistics import Layer, LayerStatistics
+from ranksearch.factorize.surgery import factorized_like, set_factors
+from ranksearch.plan import LayerChoice, RankPlan
+
+# White inputs that are mixed in, as a share of the mean variance, which keep a layer near the dense one.
+RIDGE = 1e-3
+# With fewer rows than this for each of an input's numbers, a layer keeps the factors for the dense network's inputs.
+ROWS_FOR_EACH_NUMBER = 4
+
+
+class _Pair(nn.Module):
+    """A module of the dense network and its twin of the factorized one, each for its half of the examples.
+
+    Attributes:
+        solve: is given the twin's inputs and the dense module's outputs, before the twin runs.
+        rehearsing: the dense module runs for both, and it is only seen how the pair is called.
+        calls: so far in the rehearsal.
+        alike: whether the halves of the inputs were those of the examples, which are then the same ones.
+    """
+
+    def __init__(self, dense: nn.Module, twin: nn.Module) -> None:
+        super().__init__()
+        self.dense, self.twin = dense, twin
+        self.solve: Callable[[Tensor, Tensor], None] | None = None
+        self.rehearsing, self.calls, self.alike = True, 0, True
+
+    def forward(self, input: Tensor) -> Tensor:
+        ours, theirs = input[: len(input) // 2], input[len(input) // 2 :]
+        if self.rehearsing:
+            self.calls += 1
+            self.alike = self.alike and ours.shape == theirs.shape
+            self.alike = self.alike and bool((ours - theirs).norm() <= 1e-3 * ours.norm())
+            both: Tensor = self.dense(input)
+            return both
+        target: Tensor = self.dense(ours)
+        if self.solve is not None:
+            self.solve(theirs, target)
+        return torch.cat([target, self.twin(theirs)])
+
+    def __getattr__(self, name: str) -> Any:
+        # Code around a module may look at its settings.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("dense"), name)
+
+
+@torch.no_grad()
+def factorize_sequentially(
+    model: nn.Module,
+    plan: RankPlan,
+    decompositions: Mapping[str, Mapping[str, Decomposition]],
+    images: Tensor,
+    sensitivities: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """Build a plan's network, every layer solved for the inputs that the layers before it leave it.
+
+    One pass over the images does it: both networks run as one, on a batch that holds every image twice. No patches are
+    held but those of a few maps.
+
+    Args:
+        model: is not touched.
+        plan: the layers, their schemes and their latent sizes.
+        decompositions: layer name -> scheme -> decomposition, of at least the plan's choices. Their factors serve
+            where a layer is not called exactly once, or has too few rows for its size, and everywhere in a model that
+            does not keep examples along the first axis.
+        images: one batch of inputs on the model's device, `[B, ...]`; twice as many maps of a layer are held at once.
+        sensitivities: layer name -> see `decompose`.
+
+    Returns:
+        What `factorize_model` returns. BatchNorm's statistics are those of the images, where the pass was made.
+
+    Raises:
+        PlanError: the plan does not fit the model, or a layer of it was not calibrated.
+    """
+    network = factorized_like(model, plan)
+    with evaluating(model), evaluating(network):
+        pairs = {
+            name: _Pair(module, network.get_submodule(name))
+            for name, module in model.named_modules()
+            if name in plan.layers or isinstance(module, _BatchNorm)
+        }
+        # deepcopy takes the pair wherever it meets the module, and the weights of all others as they are.
+        kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        both = copy.deepcopy(model, {**kept, **{id(pair.dense): pair for pair in pairs.values()}})
+        few = images[:2]
+        both(torch.cat([few, few]))
+        as_one = all(pair.alike for pair in pairs.values())
+        for name, choice in plan:
+            pair = pairs[name]
+            one_shot = partial(set_factors, pair.dense, pair.twin, name, choice, decompositions)
+            if as_one and pair.calls == 1:
+                sensitivity = None if sensitivities is None else sensitivities.get(name)
+                pair.solve = partial(_solve, pair, choice, sensitivity, one_shot)
+            else:
+                one_shot()
+        if as_one:
+            for pair in pairs.values():
+                pair.rehearsing = False
+            with estimating([pair.twin for pair in pairs.values() if isinstance(pair.twin, _BatchNorm)]):
+                both(torch.cat([images, images]))
+    return network
+
+
+def _solve(
+    pair: _Pair,
+    choice: LayerChoice,
+    sensitivity: Tensor | None,
+    one_shot: Callable[[], None],
+    inputs: Tensor,
+    target: Tensor,
+) -> None:
+    """Give a layer's twin the best factors for its inputs, or those of one shot where rows are few."""
+    layer, twin = pair.dense, pair.twin
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    assert isinstance(twin, FactorizedConv2d | FactorizedLinear)
+    if len(as_rows(target, layer)) < ROWS_FOR_EACH_NUMBER * layer.weight[0].numel():
+        one_shot()
+        return
+    statistics = observe_inputs(layer, inputs)
+    corrected = _corrected(layer, statistics, inputs, target)
+    found = decompose(corrected, statistics, sensitivity, choice.scheme)
+    twin._set_factors(found.factors(corrected, choice.latent_size))
+
+
+def _corrected(layer: Layer, statistics: LayerStatistics, inputs: Tensor, target: Tensor) -> Layer:
+    """The layer whose outputs for some inputs come closest to a target.
+
+    Args:
+        layer: is not touched.
+        statistics: of the inputs.
+        inputs: `[B, in, ...]`.
+        target: `[B, out, ...]`.
+    """
+    missed = target - layer(inputs)
+    rows = as_rows(missed, layer)
+    shift, count = rows.mean(0), len(rows)
+    missed = missed - (shift[:, None, None] if isinstance(layer, nn.Conv2d) else shift)
+    covariance = statistics.all.covariance.double()
+    level = RIDGE * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
+    covariance += level[:, None, None] * torch.eye(covariance.shape[1], dtype=torch.float64)
+    change = solve_symmetric(covariance, (_products(layer, inputs, missed) / count).mT).mT
+    bias = shift.cpu().double() - torch.einsum("goi,gi->go", change, statistics.mean).flatten()
+    if layer.bias is not None:
+        bias += layer.bias.detach().cpu().double()
+    weight = grouped_weight(layer, len(change)) + change
+    found = copy.copy(layer)  # the same settings, with tensors of its own
+    found._parameters = {
+        "weight": nn.Parameter(weight.reshape(layer.weight.shape).to(layer.weight)),
+        "bias": nn.Parameter(bias.to(layer.weight)),
+    }
+    return found
+
+
+def _products(layer: Layer, inputs: Tensor, missed: Tensor) -> Tensor:
+    """Sum of products of outputs of no mean with inputs, `[groups, out / groups, fan_in]`, float64."""
+    if isinstance(layer, nn.Linear):
+        rows = as_rows(inputs, layer)
+        return (as_rows(missed, layer).mT @ (rows - rows.mean(0))).cpu().double()[None]
+    taps = Taps.of(layer)
+    top, bottom, left, right = taps.padding
+    padded = F.pad(inputs, (left, right, top, bottom), mode="constant" if taps.mode == "zeros" else taps.mode)
+    # As the outputs have no mean, a constant off the inputs, borders and all, changes nothing but the rounding.
+    padded = padded - padded.mean((0, 2, 3), keepdim=True)
+    # Such a sum over positions is what the gradient of a convolution's weight is.
+    sums: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]  # as torch declares it
+        padded, layer.weight.shape, missed, taps.stride, 0, taps.dilation, taps.groups
+    )
+    return sums.reshape(taps.groups, -1, layer.weight[0].numel()).cpu().double()
