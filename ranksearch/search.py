@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial
 
 from ranksearch.closed_form import closed_form
 from ranksearch.errors import DivergedError, SettingError, UserError
+from ranksearch.guided import GuidedSampler
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.records import CLOSED_FORM, INTERRUPTED, REASON, RESULT, TrialRecord, finished, read_trial
@@ -133,6 +134,8 @@ def check_sampler(proposer: BaseSampler, space: SearchSpace, budget: int) -> Non
     Raises:
         SettingError: it cannot.
     """
+    if isinstance(proposer, GuidedSampler):
+        return
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=FeasibleSampler(proposer, space, budget))
     try:
         suggest(study.ask(), space)
@@ -146,10 +149,9 @@ def closed_form_budgets(problem: Problem, count: int) -> list[int]:
 
     The lowest is a quarter of the constraint's, or the lowest that the space reaches.
     """
-    cheapest = problem.space.cost.of(problem.space.cheapest)
-    lowest = max(cheapest, problem.budget / 4)
+    lowest = problem.space.lowest_budget(problem.budget)
     ratio = (lowest / problem.budget) ** (1 / max(count - 1, 1))
-    return [max(int(problem.budget * ratio**index), cheapest) for index in range(count)]
+    return [max(int(problem.budget * ratio**index), lowest) for index in range(count)]
 
 
 def closed_form_plans(study: Study, problem: Problem, budgets: Sequence[int]) -> list[RankPlan]:
@@ -186,7 +188,10 @@ def run_trials(
     Raises:
         KeyboardInterrupt: the person asked to stop; everything finished is in the study.
     """
-    study.sampler = FeasibleSampler(proposer, problem.space, problem.budget)
+    if isinstance(proposer, GuidedSampler):
+        study.sampler = proposer.knowing(problem.space, problem.errors, problem.budget)
+    else:
+        study.sampler = FeasibleSampler(proposer, problem.space, problem.budget)
     budgets = closed_form_budgets(problem, settings.closed_form_trials)[: settings.n_trials]
     for plan in closed_form_plans(study, problem, budgets):
         study.enqueue_trial(problem.space.values(plan), user_attrs={CLOSED_FORM: True}, skip_if_exists=True)

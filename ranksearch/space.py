@@ -144,7 +144,7 @@ class SearchSpace:
         ]
 
     @property
-    def _fixed_cost(self) -> int:
+    def fixed_cost(self) -> int:
         """The cost of everything that no trial can change."""
         return self.cost.dense - sum(self.cost.model.dense(layer.spec) for layer in self.layers)
 
@@ -154,7 +154,7 @@ class SearchSpace:
         Raises:
             PlanError: no plan is that cheap.
         """
-        return allocate(self.options(errors), budget - self._fixed_cost)
+        return allocate(self.options(errors), budget - self.fixed_cost)
 
     def restricted(self, schemes: Collection[str]) -> SearchSpace:
         """The same space with some schemes only; a layer that can have none of these keeps those that it has."""
@@ -176,6 +176,10 @@ class SearchSpace:
                 for layer in self.layers
             }
         )
+
+    def lowest_budget(self, budget: int) -> int:
+        """The lowest that is worth a look: a quarter of the budget, or the cheapest plan's cost where that is more."""
+        return max(self.cost.of(self.cheapest), budget // 4)
 
     @property
     def highest_speedup(self) -> float:

@@ -1,0 +1,205 @@
+"""What a study has shown so far, in the terms of a space: which options its trials took, and what came of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna import Study
+from optuna.trial import TrialState
+
+from ranksearch.allocation import Indices, OptionTable
+from ranksearch.layer_weights import LogWeights, learn
+from ranksearch.plan import SCHEMES
+from ranksearch.records import RESULT
+from ranksearch.space import Errors, SearchSpace, Value
+
+Array = NDArray[np.float64]
+Point = tuple[float, float]
+
+# Gaps of the front at its ends count from this width on, in the logarithm of costs.
+LEAST_GAP = 0.05
+
+
+@dataclass(frozen=True)
+class Options:
+    """What trials choose from; it does not change between them.
+
+    Attributes:
+        space: what a plan may choose.
+        budget: highest cost of the network.
+        table: of all layers' options.
+        fixed: cost of what no plan can change.
+        schemes: of every option, one-hot, `[layers, options, schemes]`; none of dense.
+        readers: per layer, its parameter for the scheme, its name, and (scheme, size) -> option.
+    """
+
+    space: SearchSpace
+    budget: int
+    table: OptionTable
+    fixed: int
+    schemes: Array
+    readers: tuple[tuple[str, str, Mapping[tuple[Value | None, Value], int]], ...]
+
+    @staticmethod
+    def of(space: SearchSpace, errors: Errors, budget: int) -> Options:
+        """Price every option of a space; the errors are those that the closed form expects."""
+        table = OptionTable.of(space.options(errors))
+        schemes = np.zeros((*table.costs.shape, len(SCHEMES)))
+        readers = []
+        for row, (layer, choices) in enumerate(zip(space.layers, table.choices, strict=True)):
+            places = {choice: place for place, choice in enumerate(choices)}
+            for choice, place in places.items():
+                if choice is not None:
+                    schemes[row, place, SCHEMES.index(choice.scheme)] = 1
+            found: dict[tuple[Value | None, Value], int] = {}
+            for scheme in layer.schemes:
+                for size in range(layer.low, layer.largest_value + 1, layer.step):
+                    values: dict[str, Value] = {layer.spec.name: size, layer.scheme_parameter: scheme}
+                    written = scheme if len(layer.schemes) > 1 else None
+                    found[written, size] = places[layer.choice(values)]
+            readers.append((layer.scheme_parameter, layer.spec.name, found))
+        return Options(space, budget, table, space.fixed_cost, schemes, tuple(readers))
+
+    def rest(self, budget: float) -> float:
+        """What a budget leaves to the layers."""
+        return budget - self.fixed
+
+    def read(self, params: Mapping[str, Value]) -> Indices | None:
+        """A trial's values as options; None where they are not of this space."""
+        try:
+            found = [options[params.get(scheme), params[name]] for scheme, name, options in self.readers]
+        except KeyError:
+            return None
+        return np.array(found, dtype=np.intp)
+
+    def weighed(self, weights: Array, exponent: float) -> Array:
+        """Errors of all options by the logarithms of weights: of the layers, then of the schemes."""
+        layers = len(self.table.names)
+        by_scheme = self.schemes @ weights[layers:]
+        weighed: Array = self.table.errors**exponent * np.exp(weights[:layers, None] + by_scheme)
+        return weighed
+
+    def neighbours(self, chosen: Indices, generator: np.random.Generator) -> Iterator[Indices]:
+        """Plans within the budget that differ in one layer, in random order."""
+        rows = np.arange(len(chosen))
+        costs = self.table.costs - self.table.costs[rows, chosen][:, None] + self.table.cost(chosen)
+        fits = np.argwhere(np.isfinite(self.table.errors) & (costs <= self.rest(self.budget)))
+        for row, option in generator.permutation(fits):
+            near = chosen.copy()
+            near[row] = option
+            yield near
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What the study knows.
+
+    Attributes:
+        options: that they chose from.
+        taken: the plans of all trials, whatever became of them.
+        chosen: options of every trial that completed within the budget, `[trials, layers]`.
+        losses: of these.
+        accuracies: of these, or what the study maximizes.
+        pending: options of trials that run or wait, `[trials, layers]`.
+    """
+
+    options: Options
+    taken: set[tuple[int, ...]]
+    chosen: Indices
+    losses: Array
+    accuracies: Array
+    pending: Indices
+
+    @staticmethod
+    def of(study: Study, options: Options) -> Experience:
+        """Read all trials of a study."""
+        taken, completed, losses, accuracies, pending = set(), [], [], [], []
+        for trial in study.get_trials(deepcopy=False):
+            params = trial.params or trial.system_attrs.get("fixed_params", {})
+            chosen = options.read(params)
+            if chosen is None:
+                continue
+            taken.add(tuple(chosen))
+            cost = options.fixed + options.table.cost(chosen)
+            if not trial.state.is_finished():
+                pending.append(chosen)
+            elif trial.state == TrialState.COMPLETE and cost <= options.budget and trial.values:
+                result = trial.user_attrs.get(RESULT)
+                completed.append(chosen)
+                accuracies.append(trial.values[0])
+                losses.append(-trial.values[0] if result is None else result["loss"])
+        shape = (-1, len(options.table.names))
+        return Experience(
+            options,
+            taken,
+            np.array(completed, dtype=np.intp).reshape(shape),
+            np.array(losses),
+            np.array(accuracies),
+            np.array(pending, dtype=np.intp).reshape(shape),
+        )
+
+    def learned(self, exponent: float, layer_spread: float, scheme_spread: float) -> LogWeights:
+        """What the trials say about the weights of errors to a power."""
+        table, rows = self.options.table, np.arange(len(self.options.table.names))
+        terms, kinds = table.errors[rows, self.chosen] ** exponent, self.options.schemes[rows, self.chosen]
+        useful = terms.any(1)  # the dense network teaches nothing
+        spreads = np.concatenate([np.full(len(rows), layer_spread), np.full(len(SCHEMES), scheme_spread)])
+        return learn(terms[useful], kinds[useful], self.losses[useful], spreads)
+
+    def points(self) -> list[Point]:
+        """Logarithm of the cost, and accuracy, of the trials that no other beats in both, by rising cost."""
+        found: list[Point] = []
+        trials = zip(np.log(self._costs(self.chosen)), self.accuracies, strict=True)
+        for cost, accuracy in sorted(trials, key=lambda point: (point[0], -point[1])):
+            if not found or accuracy > found[-1][1]:
+                found.append((float(cost), float(accuracy)))
+        return found
+
+    def next_budget(self, generator: np.random.Generator) -> float:
+        """A budget between two points of the front that have most cost and accuracy between them.
+
+        Trials that still run are taken to end on the line between the points around them.
+        """
+        lowest, highest = (
+            math.log(cost) for cost in (self.options.space.lowest_budget(self.options.budget), self.options.budget)
+        )
+        low, high = widest_gap(self.points(), list(np.log(self._costs(self.pending))), lowest, highest)
+        return math.exp(min(max(generator.uniform(low, high), lowest), highest))
+
+    def _costs(self, chosen: Indices) -> Array:
+        table = self.options.table
+        costs: Array = self.options.fixed + table.costs[np.arange(len(table.names)), chosen].sum(1)
+        return costs
+
+
+def widest_gap(points: Sequence[Point], pending: Sequence[float], lowest: float, highest: float) -> tuple[float, float]:
+    """The two neighbours on a front, as places of costs, with the largest area between them.
+
+    Args:
+        points: cost and accuracy, both rising.
+        pending: costs of what is under way.
+        lowest: cost from which on the front is looked for.
+        highest: cost up to which it is.
+    """
+    if not points:
+        return lowest, highest
+    first, last = points[0], points[-1]
+    height = max(last[1] - first[1], 1e-6)
+    corners = list(points)
+    if first[0] > lowest + LEAST_GAP:
+        corners.insert(0, (lowest, first[1] - height))
+    if last[0] < highest - LEAST_GAP:
+        corners.append((highest, last[1] + height / 10))  # a front is flat where it ends
+    costs, accuracies = zip(*corners, strict=True)
+    between = [cost for cost in pending if costs[0] < cost < costs[-1]]
+    corners += [(cost, float(np.interp(cost, costs, accuracies))) for cost in between]
+    corners.sort()
+    if len(corners) == 1:
+        return lowest, highest
+    low, high = max(pairwise(corners), key=lambda pair: (pair[1][0] - pair[0][0]) * (pair[1][1] - pair[0][1]))
+    return low[0], high[0]

@@ -1,0 +1,109 @@
+"""A sampler that knows the problem: it starts from the closed form's errors and learns where they mislead.
+
+A proposal is the plan of least weighted error within a budget. The budget lies where the front has its widest gap, or
+is the constraint's, where accuracy is the only objective. The weights are by turns the likeliest after all trials, and
+drawn from what is believed of them (Thompson sampling): without trials the first is the closed form's plan, and every
+trial teaches more about the layers and schemes that it misjudges. Whatever is drawn, the plan is feasible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial
+
+from ranksearch.allocation import Indices
+from ranksearch.errors import SettingError
+from ranksearch.experience import Experience, Options
+from ranksearch.sampler import distributions
+from ranksearch.space import Errors, SearchSpace
+
+# Powers of the errors that weights are learned for; the trials decide between them.
+EXPONENTS = (1.0, 2.0)
+# Draws of plans that the study has already, before a neighbour of one is taken.
+DRAWS = 10
+
+
+class GuidedSampler(BaseSampler):
+    """Proposes plans from what the closed form expects and the study's trials have shown.
+
+    It keeps nothing between calls but what it was made from: all it learns, it reads from the study, so that any number
+    of workers may use one study, and it goes on where it stopped.
+
+    Args:
+        seed: of the draws, together with the trial's number.
+        layer_spread: of the logarithm of a layer's weight, before any trial.
+        scheme_spread: of what a scheme adds to it.
+    """
+
+    def __init__(self, seed: int = 0, layer_spread: float = 0.5, scheme_spread: float = 0.3) -> None:
+        for what, value in (("layer_spread", layer_spread), ("scheme_spread", scheme_spread)):
+            if not 0 < value < math.inf:
+                raise SettingError(what, value, "is out of range: use a number above 0")
+        self._seed = seed
+        self._spreads = (layer_spread, scheme_spread)
+        self._options: Options | None = None
+
+    def knowing(self, space: SearchSpace, errors: Errors, budget: int) -> GuidedSampler:
+        """The same sampler for a problem.
+
+        Args:
+            space: what a plan may choose.
+            errors: layer name -> scheme -> the error to expect at rank 0, 1, ...
+            budget: highest cost of the network.
+        """
+        bound = GuidedSampler(self._seed, *self._spreads)
+        bound._options = Options.of(space, errors, budget)
+        return bound
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All layers: their schemes and sizes are drawn together."""
+        return {} if self._options is None else distributions(self._options.space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw a plan that the study does not have yet."""
+        options = self._options
+        if options is None:
+            return {}
+        experience = Experience.of(study, options)
+        proposals = self._proposals(study, trial, experience)
+        chosen = next((chosen for chosen in proposals if tuple(chosen) not in experience.taken), None)
+        if chosen is None:  # the study has every plan there is
+            chosen = options.table.best(options.rest(options.budget))
+        return dict(options.space.values(options.table.plan(chosen)))
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Serve a parameter that is not a layer of the space, at random."""
+        seed = int(np.random.default_rng((self._seed, trial.number)).integers(2**31))
+        return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
+
+    def _proposals(self, study: Study, trial: FrozenTrial, experience: Experience) -> Iterator[Indices]:
+        """Plans within the budget, the most promising first; in the end the neighbours of one."""
+        options, generator = experience.options, np.random.default_rng((self._seed, trial.number))
+        beliefs = [experience.learned(exponent, *self._spreads) for exponent in EXPONENTS]
+        evidence = np.array([belief.evidence for belief in beliefs])
+        likely = np.exp(evidence - evidence.max())
+        chosen = np.zeros(len(options.table.names), dtype=np.intp)
+        for draw in range(DRAWS):
+            budget = float(options.budget)
+            if len(study.directions) > 1:
+                budget = experience.next_budget(generator)
+            if draw == 0 and trial.number % 2 == 0:
+                view = int(np.argmax(likely))
+                weights = beliefs[view].mean
+            else:
+                view = int(generator.choice(len(EXPONENTS), p=likely / likely.sum()))
+                weights = beliefs[view].draw(generator)
+            chosen = options.table.best(options.rest(budget), options.weighed(weights, EXPONENTS[view]))
+            yield chosen
+        yield from options.neighbours(chosen, generator)
