@@ -168,7 +168,7 @@ def accuracies(name: str, seed: int, model: nn.Module, data: Data, options: argp
     reached: dict[tuple[RankPlan, int, str], float] = {}
     for kinds, share, steps, solved, *_ in rest:
         if (kinds, share) not in plans:
-            space = build_space(SpaceSettings(default=Rule(schemes=SETS[kinds])), profile, cost)
+            space = build_space(SpaceSettings(default=Rule(schemes=SETS[kinds]), multiple_of=1), profile, cost)
             proposals = propose(space, errors, int(share * cost.dense))
             plans[kinds, share] = choose(proposals, errors, build, comparison, predicted)
         plan = plans[kinds, share]

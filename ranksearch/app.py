@@ -29,6 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from optuna import Study
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from torch import nn
@@ -47,7 +48,18 @@ log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
 # What makes two trials comparable: a study holds trials of one value of each.
-COMPARED = ("model", "dataset", "space", "cost", "constraint", "fine_tune", "baseline", "calibration", "seed")
+COMPARED = (
+    "model",
+    "dataset",
+    "space",
+    "cost",
+    "constraint",
+    "fine_tune",
+    "baseline",
+    "calibration",
+    "seed",
+    "objective",
+)
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
@@ -156,11 +168,14 @@ def _prepare(cfg: DictConfig) -> Job:
 
 
 def _open_study(job: Job) -> tuple[Study, BaseSampler]:
-    """Make the study or continue it, with a sampler that can serve it."""
+    """Make the study or continue it, with a sampler and a pruner that can serve it."""
     config = job.config
     # Seen to before the storage is made, so that a sampler that cannot serve leaves no trace.
-    check_sampler(_build_sampler(config, trials=0), job.space, job.budget)
-    study = open_study(config.study.name, _build("storage", config.storage, BaseStorage), job.compared)
+    pruner = _build("pruner", config.pruner, BasePruner)
+    check_sampler(_build_sampler(config, trials=0), pruner, job.space, job.budget, config.objective)
+    storage = _build("storage", config.storage, BaseStorage)
+    study = open_study(config.study.name, storage, job.compared, config.objective)
+    study.pruner = pruner
     return study, _build_sampler(config, trials=len(study.trials))
 
 

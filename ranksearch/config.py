@@ -9,8 +9,9 @@ from ranksearch.baseline import BaselineSettings
 from ranksearch.errors import SettingError
 from ranksearch.finalize import FinalizeSettings
 from ranksearch.problem import CalibrationSettings
+from ranksearch.pruning import PruningSettings
 from ranksearch.rules import SpaceSettings
-from ranksearch.search import Constraint, StudySettings
+from ranksearch.search import OBJECTIVES, Constraint, StudySettings
 from ranksearch.training import Recipe
 
 TASKS = ("search", "profile")
@@ -26,13 +27,16 @@ class RunConfig:
     cost: Any
     constraint: Constraint
     sampler: Any
+    pruner: Any
     fine_tune: Recipe
     storage: Any
     study: StudySettings
     baseline: BaselineSettings
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     finalize: FinalizeSettings = field(default_factory=FinalizeSettings)
+    pruning: PruningSettings = field(default_factory=PruningSettings)
     task: str = "search"
+    objective: str = "front"
     seed: int = 0
     device: str = "auto"
     worker: int = 0
@@ -41,6 +45,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise SettingError("task", self.task, f"is unknown: use {', '.join(TASKS)}")
+        if self.objective not in OBJECTIVES:
+            raise SettingError("objective", self.objective, f"is unknown: use {', '.join(OBJECTIVES)}")
         for what, limit in (("seed", 2**31), ("worker", 10**6)):
             if not 0 <= getattr(self, what) < limit:
                 raise SettingError(what, getattr(self, what), f"is out of range: use 0 to {limit - 1}")

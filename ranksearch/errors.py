@@ -33,3 +33,7 @@ class PlanError(UserError, ValueError):
 
 class DivergedError(Exception):
     """A training loss that is no longer a finite number."""
+
+
+class HopelessError(Exception):
+    """A trial that is not worth its fine-tuning."""

@@ -143,7 +143,7 @@ def _run_trials(job: Job, problem: Problem, study: Study, proposer: BaseSampler)
     if job.config.worker > 0:
         settings = replace(settings, closed_form_trials=0)  # worker 0 sees to them, or they would be tried twice
     with progress("search", settings.n_trials, done, records) as shown:
-        run_trials(study, problem, settings, proposer, shown.trial)
+        run_trials(study, problem, settings, proposer, shown.trial, job.config.pruning)
 
 
 def _why_none_completed(study: Study) -> str:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from ranksearch.pruning import Progress
 from ranksearch.trial import TrialResult
 
 RESULT = "result"
 REASON = "reason"
+RUNGS = "rungs"
+COST = "cost"
 CLOSED_FORM = "closed_form"
 INTERRUPTED = "interrupted"
 
@@ -66,6 +69,15 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
 def read_trials(study: Study) -> list[TrialRecord]:
     """All trials of a study, by number."""
     return [read_trial(trial) for trial in study.get_trials(deepcopy=False)]
+
+
+def progress_of(study: Study) -> list[Progress]:
+    """How the trials did on the way that were compared with others, by number."""
+    return [
+        Progress(trial.number, trial.user_attrs[COST], {int(step): accuracy for step, accuracy in seen.items()})
+        for trial in study.get_trials(deepcopy=False)
+        if (seen := trial.user_attrs.get(RUNGS))
+    ]
 
 
 def finished(study: Study) -> int:

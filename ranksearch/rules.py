@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from math import ceil, lcm
 
 from ranksearch.cost import NetworkCost
 from ranksearch.errors import PlanError, SettingError, UserError
@@ -66,20 +67,29 @@ class SpaceSettings:
         stem: ``"dense"`` or ``"search"``: the first convolution, where no rule matches it.
         classifier: the same for the last linear layer.
         default: for every layer that is left.
+        multiple_of: latent sizes of wide layers, 8 times this and more, are multiples of it, for hardware computes
+            whole blocks of channels; 1 leaves all sizes free.
     """
 
     rules: list[Rule] = field(default_factory=list)
     stem: str = "dense"
     classifier: str = "dense"
     default: Rule = field(default_factory=Rule)
+    multiple_of: int = 8
 
     def __post_init__(self) -> None:
+        if self.multiple_of < 1:
+            raise SettingError("multiple_of", self.multiple_of, "is out of range: use 1 or more")
         for what in ("stem", "classifier"):
             if getattr(self, what) not in ("dense", "search"):
                 raise SettingError(what, getattr(self, what), "is unknown: use dense or search")
 
 
-def _choices(spec: LayerSpec, rule: Rule) -> LayerSpace:
+# Layers of so many blocks of channels have sizes of whole blocks.
+BLOCKS_OF_WIDE_LAYERS = 8
+
+
+def _choices(spec: LayerSpec, rule: Rule, multiple_of: int) -> LayerSpace:
     def rank(size: float) -> int:
         # One rule serves many layers, so ints too mean whole groups here.
         return spec.whole_groups(resolve_latent_size(size, spec.in_size, spec.out_size))
@@ -102,6 +112,13 @@ def _choices(spec: LayerSpec, rule: Rule) -> LayerSpace:
         raise UserError(
             f"space rule '{rule.match}' gives '{spec.name}' low={low} above high={high}: lower low, or raise high"
         )
+    if min(spec.in_size, spec.out_size) >= BLOCKS_OF_WIDE_LAYERS * multiple_of:
+        block = lcm(multiple_of, spec.groups)
+        step = ceil(step / block) * block
+        whole = ceil(low / block) * block
+        if whole > high:
+            whole = high // block * block
+        low = whole or low  # where no whole block saves anything, sizes stay as they are
     reached = {scheme: low + (high - low) // step * step for scheme, high in highs.items() if high >= low}
     return LayerSpace(spec, low, reached, step, rule.dense)
 
@@ -129,7 +146,7 @@ def build_space(settings: SpaceSettings, profile: LayerProfile, cost: NetworkCos
             continue
         rule = matching or settings.default
         if rule.keep is None:
-            searched.append(_choices(spec, rule))
+            searched.append(_choices(spec, rule, settings.multiple_of))
     if not searched:
         raise UserError("the space keeps every layer dense, so there is nothing to search: let a rule free some layers")
     return SearchSpace(tuple(searched), cost)

@@ -13,20 +13,38 @@ from typing import Any, NoReturn
 import optuna
 from optuna import Study, Trial, TrialPruned
 from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from ranksearch.closed_form import closed_form
-from ranksearch.errors import DivergedError, SettingError, UserError
+from ranksearch.errors import DivergedError, HopelessError, SettingError, UserError
 from ranksearch.guided import GuidedSampler
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
-from ranksearch.records import CLOSED_FORM, INTERRUPTED, REASON, RESULT, TrialRecord, finished, read_trial
+from ranksearch.pruning import Progress, PruningSettings, why_hopeless
+from ranksearch.records import (
+    CLOSED_FORM,
+    COST,
+    INTERRUPTED,
+    REASON,
+    RESULT,
+    RUNGS,
+    TrialRecord,
+    finished,
+    progress_of,
+    read_trial,
+)
 from ranksearch.sampler import FeasibleSampler, distributions, suggest
 from ranksearch.space import SearchSpace
 from ranksearch.trial import evaluate_plan
 
+# What a study optimizes: accuracy and cost, or accuracy at the constraint's speedup alone.
+OBJECTIVES = {"front": ("accuracy", "MACs"), "accuracy": ("accuracy",)}
+DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
+NO_PRUNING = PruningSettings(rungs=[])
 SETTINGS = "settings"
 PLANS = "closed_form_plans"
 
@@ -89,26 +107,27 @@ class Constraint:
         return budget
 
 
-def open_study(name: str, storage: BaseStorage, settings: Mapping[str, Any]) -> Study:
+def open_study(name: str, storage: BaseStorage, settings: Mapping[str, Any], objective: str = "front") -> Study:
     """Make a study, or continue the one of this name.
 
     Args:
         name: of the study.
         storage: that keeps it.
         settings: all that makes two trials comparable, as plain JSON values.
+        objective: one of `OBJECTIVES`.
 
     Raises:
         UserError: the study of this name was made with other settings.
     """
-    study = optuna.create_study(
-        study_name=name, storage=storage, directions=["maximize", "minimize"], load_if_exists=True
-    )
+    metrics = OBJECTIVES[objective]
+    directions = DIRECTIONS[: len(metrics)]
+    study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     known = study.user_attrs.get(SETTINGS)
     if known is None:
         study.set_user_attr(SETTINGS, dict(settings))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names(["accuracy", "MACs"])
+            study.set_metric_names(list(metrics))
     elif known != json.loads(json.dumps(settings)):
         changed = sorted(_differences(known, settings))
         raise UserError(
@@ -128,20 +147,26 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix}: {old} before, {new} now"]
 
 
-def check_sampler(proposer: BaseSampler, space: SearchSpace, budget: int) -> None:
-    """See that a sampler can serve a study like ours, on one that is thrown away.
+def check_sampler(
+    proposer: BaseSampler, pruner: BasePruner, space: SearchSpace, budget: int, objective: str = "front"
+) -> None:
+    """See that a sampler and a pruner can serve a study like ours, on one that is thrown away.
 
     Raises:
-        SettingError: it cannot.
+        SettingError: one cannot.
     """
+    directions = DIRECTIONS[: len(OBJECTIVES[objective])]
+    if len(directions) > 1 and not isinstance(pruner, NopPruner):
+        advice = "cannot serve two objectives: use pruner=none, or objective=accuracy"
+        raise SettingError("pruner", type(pruner).__name__, advice)
     if isinstance(proposer, GuidedSampler):
         return
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=FeasibleSampler(proposer, space, budget))
+    study = optuna.create_study(directions=directions, sampler=FeasibleSampler(proposer, space, budget))
     try:
         suggest(study.ask(), space)
     except (ValueError, NotImplementedError) as error:
         name, reason = type(proposer).__name__, str(error).splitlines()[0]
-        raise SettingError("sampler", name, f"cannot serve two objectives ({reason}): choose another") from None
+        raise SettingError("sampler", name, f"cannot serve this search ({reason}): choose another") from None
 
 
 def closed_form_budgets(problem: Problem, count: int) -> list[int]:
@@ -175,6 +200,7 @@ def run_trials(
     settings: StudySettings,
     proposer: BaseSampler,
     on_trial: Callable[[TrialRecord], None],
+    pruning: PruningSettings = NO_PRUNING,
 ) -> None:
     """Run trials until the study has its number of finished ones.
 
@@ -182,8 +208,9 @@ def run_trials(
         study: from `open_study`.
         problem: what is searched.
         settings: how long.
-        proposer: any Optuna sampler for two objectives.
+        proposer: any Optuna sampler for the study's objectives.
         on_trial: is told every trial that ends.
+        pruning: which trials are given up.
 
     Raises:
         KeyboardInterrupt: the person asked to stop; everything finished is in the study.
@@ -193,6 +220,8 @@ def run_trials(
     else:
         study.sampler = FeasibleSampler(proposer, problem.space, problem.budget)
     budgets = closed_form_budgets(problem, settings.closed_form_trials)[: settings.n_trials]
+    if len(study.directions) == 1:
+        budgets = budgets[:1]  # a cheaper plan is no better
     for plan in closed_form_plans(study, problem, budgets):
         study.enqueue_trial(problem.space.values(plan), user_attrs={CLOSED_FORM: True}, skip_if_exists=True)
 
@@ -201,12 +230,12 @@ def run_trials(
 
     # One at a time, for others may work on the same study.
     while finished(study) < settings.n_trials:
-        study.optimize(lambda trial: _objective(study, trial, problem), n_trials=1, callbacks=[tell])
+        study.optimize(lambda trial: _objective(study, trial, problem, pruning), n_trials=1, callbacks=[tell])
 
 
-def _objective(study: Study, trial: Trial, problem: Problem) -> tuple[float, float]:
+def _objective(study: Study, trial: Trial, problem: Problem, pruning: PruningSettings) -> Sequence[float]:
     try:
-        return _score(trial, problem)
+        return _score(study, trial, problem, pruning)[: len(study.directions)]
     except KeyboardInterrupt:
         trial.set_user_attr(REASON, INTERRUPTED)
         if trial.params.keys() == distributions(problem.space).keys():
@@ -215,7 +244,7 @@ def _objective(study: Study, trial: Trial, problem: Problem) -> tuple[float, flo
         raise
 
 
-def _score(trial: Trial, problem: Problem) -> tuple[float, float]:
+def _score(study: Study, trial: Trial, problem: Problem, pruning: PruningSettings) -> tuple[float, float]:
     try:
         values = suggest(trial, problem.space)
     except ValueError as error:  # someone enqueued a scheme that Optuna does not find among the choices
@@ -230,8 +259,25 @@ def _score(trial: Trial, problem: Problem) -> tuple[float, float]:
     trial.set_constraint("budget", cost - problem.budget)
     if cost > problem.budget:
         _prune(trial, f"infeasible: {cost} MACs exceed the budget of {problem.budget}")
+    steps, seen = problem.recipe.steps, dict[int, float]()
+
+    def on_rung(step: int, accuracy: float) -> None:
+        seen[step] = accuracy
+        trial.set_user_attr(RUNGS, {str(step): accuracy for step, accuracy in seen.items()})
+        others = [other for other in progress_of(study) if other.number != trial.number]
+        reason = why_hopeless(pruning, steps, step, Progress(trial.number, cost, seen), others)
+        if reason is None and len(study.directions) == 1:
+            trial.report(accuracy, step)
+            if trial.should_prune():
+                reason = f"{type(study.pruner).__name__}: {100 * accuracy:.2f} % after {step} steps"
+        if reason is not None:
+            raise HopelessError(reason)
+
+    trial.set_user_attr(COST, cost)
     try:
-        _, result = evaluate_plan(problem, plan, problem.recipe)
+        _, result = evaluate_plan(problem, plan, problem.recipe, pruning.steps(steps), on_rung)
+    except HopelessError as error:
+        _prune(trial, str(error))
     except DivergedError as error:
         trial.set_user_attr(REASON, str(error))
         # Optuna ends a trial of no value as FAIL and goes on.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,21 +62,30 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time inside the block to a stage."""
-        start = time.perf_counter()
+        """Add the time inside the block to a stage, but for what other stages inside it take."""
+        start, before = time.perf_counter(), sum(self.seconds.values())
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            inner = sum(self.seconds.values()) - before
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start - inner
 
 
-def evaluate_plan(problem: Problem, plan: RankPlan, recipe: Recipe) -> tuple[nn.Module, TrialResult]:
+def evaluate_plan(
+    problem: Problem,
+    plan: RankPlan,
+    recipe: Recipe,
+    rungs: Collection[int] = (),
+    on_rung: Callable[[int, float], None] | None = None,
+) -> tuple[nn.Module, TrialResult]:
     """Build a plan's network, fine-tune it and score it on the validation split.
 
     Args:
         problem: is not changed.
         plan: layers, their schemes and their latent sizes.
         recipe: the fine-tuning.
+        rungs: numbers of its steps, before the last, after which the network is evaluated.
+        on_rung: is told the step and the accuracy then; what it raises ends the trial.
 
     Returns:
         The network, in eval mode, and its result.
@@ -91,12 +100,22 @@ def evaluate_plan(problem: Problem, plan: RankPlan, recipe: Recipe) -> tuple[nn.
         before = evaluate(network, problem.validation())
     after = before
     if recipe.steps:
+        if on_rung is not None and 0 in rungs:
+            on_rung(0, before.accuracy)
+
+        def look(step: int, _: float) -> None:
+            if on_rung is not None and step in rungs and step < recipe.steps:
+                with watch.stage("evaluate"):
+                    found = evaluate(network, problem.validation()).accuracy
+                network.train()
+                on_rung(step, found)
+
         with watch.stage("fine_tune"):
             torch.manual_seed(problem.seed)
             data = endless_batches(
                 problem.splits.train, recipe.batch_size, problem.device, problem.seed, problem.splits.workers
             )
-            train(network, data, recipe, teacher=problem.model)
+            train(network, data, recipe, teacher=problem.model, on_step=look)
         with watch.stage("evaluate"):
             after = evaluate(network, problem.validation())
     macs = problem.space.cost.of(plan)

@@ -219,7 +219,16 @@ def test_a_multirun_makes_a_study_of_each_combination(tmp_path: Path) -> None:
     assert all((tmp_path / "outputs" / name / "best" / "plan.json").exists() for name in names)
 
 
-@pytest.mark.parametrize("sampler", ["random", "nsgaii"])
+def test_accuracy_alone_may_be_the_objective(tmp_path: Path) -> None:
+    done = call(tmp_path, "objective=accuracy", "pruner=median")
+    assert done.returncode == 0, done.stderr
+    assert len(scores(tmp_path)) == 3
+    again = call(tmp_path)
+    assert again.returncode == 2
+    assert "was made with other settings (objective: accuracy before, front now)" in again.stderr
+
+
+@pytest.mark.parametrize("sampler", ["random", "nsgaii", "tpe"])
 def test_other_samplers_serve(tmp_path: Path, sampler: str) -> None:
     done = call(tmp_path, f"sampler={sampler}")
     assert done.returncode == 0, done.stderr
@@ -255,12 +264,18 @@ BAD = {
     "task=dance": r"task=dance is unknown: use search, profile",
     "model._target_=collections.Counter ~model.depth": r"_target_=collections.Counter gives a Counter: it must",
     "dataset._target_=collections.Counter": r"collections.Counter gives a Counter: it must give a Splits",
+    "pruner=median": r"pruner=MedianPruner cannot serve two objectives: use pruner=none, or objective=accuracy",
+    "objective=speed": r"objective=speed is unknown: use front, accuracy",
+    "pruning.rungs=[1.5]": r"pruning.rungs=\[1.5\] are out of range: use shares from 0 to below 1",
+    "+sampler.layer_spread=0": r"sampler.layer_spread=0 is out of range: use a number above 0",
+    "space.multiple_of=0": r"space.multiple_of=0 is out of range: use 1 or more",
+    "calibration.sequential_images=1": r"calibration.sequential_images=1 is too few: use 2 or more, or 0",
     "seed=-1": r"seed=-1 is out of range: use 0 to",
     "seed=99999999999999999999": r"seed=99999999999999999999 is out of range",
     "dataset.image_size=big": r"dataset: ranksearch.datasets.digits failed",
     "fine_tune.label_smoothing=2": r"fine_tune.label_smoothing=2.0 is out of range: use 0 to 1",
     "study.name=../elsewhere": r"study.name=../elsewhere cannot name a folder",
-    "sampler=random sampler._target_=optuna.samplers.CmaEsSampler": r"sampler=CmaEsSampler cannot serve two objectives",
+    "sampler=random sampler._target_=optuna.samplers.CmaEsSampler": r"sampler=CmaEsSampler cannot serve this search",
     "storage._target_=builtins.dict": r"storage._target_=builtins.dict gives a dict: it must give a BaseStorage",
     "cost._target_=builtins.dict": r"cost._target_=builtins.dict gives a dict: it must give a CostModel",
     "outputs=/proc/nowhere": r"/proc/nowhere\S* cannot be written",

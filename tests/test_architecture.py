@@ -14,7 +14,7 @@ PACKAGE = ROOT / "ranksearch"
 # From the ground up; a module may import from any row above its own, and from modules named in its own row never.
 FLOORS = [
     ["errors"],
-    ["plan", "files", "schema", "models", "datasets", "storage"],
+    ["pruning", "plan", "files", "schema", "models", "datasets", "storage"],
     ["factorize"],
     ["cost", "loading", "training"],
     ["allocation", "baseline", "layer_weights"],

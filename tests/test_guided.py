@@ -66,7 +66,7 @@ def run(study: Study, space: SearchSpace, errors: Errors, budget: int, trials: i
 
 
 @pytest.mark.parametrize("directions", [FRONT, ACCURACY], ids=["front", "accuracy"])
-@pytest.mark.parametrize(("layers", "speedup"), [(1, 1.0), (1, 3.0), (8, 1.2), (8, 6.0), (53, 3.0), (200, 2.0)])
+@pytest.mark.parametrize(("layers", "speedup"), [(1, 1.0), (1, 2.0), (8, 1.2), (8, 6.0), (53, 3.0), (200, 2.0)])
 def test_every_plan_is_new_and_within_the_budget(layers: int, speedup: float, directions: list[str]) -> None:
     space = deep_space(layers)
     budget = int(space.cost.dense / speedup)
@@ -157,7 +157,7 @@ def test_it_learns_which_layers_the_closed_form_misjudges(layers: int) -> None:
 
 
 def test_the_widest_gap_lies_where_cost_and_accuracy_are_apart() -> None:
-    points = [(0.0, 0.1), (1.0, 0.5), (1.2, 0.8), (2.0, 0.81), (2.9, 0.9)]
+    points = [(0.0, 0.1), (1.0, 0.5), (1.2, 0.8), (2.0, 0.81), (2.9, 0.85)]
     assert widest_gap(points, [], 0.0, 2.9) == (0.0, 1.0)
     assert widest_gap(points, [0.5], 0.0, 2.9) == (0.0, 0.5)
     assert widest_gap(points, [0.3, 0.6], 0.0, 2.9) == (0.6, 1.0)

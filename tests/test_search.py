@@ -8,23 +8,28 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna import Study
+from optuna.pruners import ThresholdPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
+from torch import nn
 
 from ranksearch import search
 from ranksearch.errors import DivergedError, UserError
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
+from ranksearch.pruning import PruningSettings
 from ranksearch.records import FrontPoint, TrialRecord, finished, front, read_trials
 from ranksearch.search import StudySettings, closed_form_budgets, closed_form_plans, open_study, run_trials
 from ranksearch.storage import sqlite
-from ranksearch.trial import TrialResult
+from ranksearch.training import Recipe
+from ranksearch.trial import TrialResult, evaluate_plan
 
 SETTINGS = {"model": {"depth": 8}, "seed": 0}
 
@@ -113,7 +118,7 @@ def test_plans_that_may_not_be_built_are_pruned_untouched(
 
 
 def test_a_loss_that_diverges_fails_its_trial_and_no_other(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate_plan, calls = search.evaluate_plan, []
+    calls = []
 
     def sometimes(*args: object) -> object:
         calls.append(args)
@@ -131,7 +136,7 @@ def test_a_loss_that_diverges_fails_its_trial_and_no_other(problem: Problem, mon
 def test_an_interrupted_trial_is_not_counted_and_its_plan_comes_first_again(
     problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate_plan, calls = search.evaluate_plan, []
+    calls = []
 
     def interrupted(*args: object) -> object:
         calls.append(args)
@@ -216,3 +221,67 @@ def test_tpe_ends_nearly_all_trials_complete_at_a_tight_budget(problem: Problem)
     study = open_study("s", InMemoryStorage(), SETTINGS)
     run_trials(study, tight, StudySettings("s", 30, 0), TPESampler(seed=0, n_startup_trials=5), lambda record: None)
     assert sum(trial.state.name == "COMPLETE" for trial in study.trials) >= 27
+
+
+def test_one_objective_is_accuracy_at_the_budget(problem: Problem) -> None:
+    study = start(problem, 5, open_study("s", InMemoryStorage(), SETTINGS, "accuracy"), closed_form=4)
+    assert [len(trial.values) for trial in study.trials] == [1] * 5
+    records = read_trials(study)
+    assert [record.closed_form for record in records] == [True, False, False, False, False]
+    assert study.best_trial.number in {record.number for record in records if record.feasible}
+    assert study.best_value == max(record.result.accuracy for record in records if record.result is not None)
+
+
+def hopeless_third(problem: Problem, study: Study, monkeypatch: pytest.MonkeyPatch) -> list[TrialRecord]:
+    """Three trials, of which the third costs most and falls behind the others at its second rung."""
+    started: list[RankPlan] = []
+
+    def behind(
+        problem: Problem, plan: RankPlan, recipe: Recipe, rungs: set[int], on_rung: Callable[[int, float], None]
+    ) -> tuple[nn.Module, TrialResult]:
+        started.append(plan)
+        falls = len(started) == 3
+        return evaluate_plan(
+            problem, plan, recipe, rungs, lambda step, _: on_rung(step, 0.1 if falls and step > 0 else 0.9)
+        )
+
+    monkeypatch.setattr(search, "evaluate_plan", behind)
+    dearest = problem.space.allocate(problem.errors, problem.budget)
+    for plan in (problem.space.cheapest, problem.space.cheapest, dearest):
+        study.enqueue_trial(problem.space.values(plan))
+    pruning = PruningSettings(rungs=[0.0, 0.5])
+    run_trials(study, problem, StudySettings("s", 3, 0), RandomSampler(seed=0), lambda record: None, pruning)
+    return read_trials(study)
+
+
+@pytest.mark.parametrize("objective", search.OBJECTIVES)
+def test_a_hopeless_trial_is_pruned_and_says_against_which(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    study = open_study("s", InMemoryStorage(), SETTINGS, objective)
+    records = hopeless_third(problem, study, monkeypatch)
+    assert [record.state for record in records] == ["COMPLETE", "COMPLETE", "PRUNED"]
+    assert records[2].reason == "hopeless: 10.00 % after 1 steps, where trial 1 had 90.00 % and costs no more"
+    assert study.trials[2].user_attrs["rungs"] == {"0": 0.9, "1": 0.1}
+    assert len(front(records)) == 1
+
+
+def test_optunas_pruners_serve_one_objective(problem: Problem) -> None:
+    study = open_study("s", InMemoryStorage(), SETTINGS, "accuracy")
+    study.pruner = ThresholdPruner(lower=1.01)
+    pruning = PruningSettings(rungs=[0.5], lead=1.0)
+    run_trials(study, problem, StudySettings("s", 2, 1), RandomSampler(seed=0), lambda record: None, pruning)
+    records = read_trials(study)
+    assert [record.state for record in records] == ["PRUNED", "PRUNED"]
+    assert all(record.reason.startswith("ThresholdPruner: ") for record in records)
+    assert all(list(trial.intermediate_values) == [1] for trial in study.trials)
+
+
+def test_looking_on_the_way_changes_no_number(problem: Problem) -> None:
+    plan = problem.space.allocate(problem.errors, problem.budget)
+    _, plain = evaluate_plan(problem, plan, problem.recipe)
+    seen: dict[int, float] = {}
+    _, watched = evaluate_plan(problem, plan, problem.recipe, {0, 1}, seen.__setitem__)
+    assert list(seen) == [0, 1]
+    assert seen[0] == plain.accuracy_before
+    assert dataclasses.replace(plain, seconds={}) == dataclasses.replace(watched, seconds={})

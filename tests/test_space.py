@@ -201,3 +201,32 @@ def test_a_speedup_beyond_reach_says_what_can_be_reached() -> None:
     with pytest.raises(UserError, match=rf"speedup=1000 exceeds {int(highest * 100) / 100:g}"):
         Constraint(1000).budget(space())
     Constraint(int(highest * 100) / 100).budget(space())
+
+
+@given(sizes, sizes, st.sampled_from([1, 2, 8, 16]), st.sampled_from([32, 64, 96, 160]), st.sampled_from([1, 4]))
+def test_sizes_of_wide_layers_are_whole_blocks(
+    low: float, step: float, multiple_of: int, width: int, groups: int
+) -> None:
+    specs = (LayerSpec("wide", "conv2d", width, width, 16, (3, 3), groups),)
+    cost = NetworkCost(MacsCost(), specs[0].dense_macs, {"wide": specs[0]})
+    settings = SpaceSettings(default=Rule(low=low, step=step), multiple_of=multiple_of)
+    layer = build_space(settings, LayerProfile(specs, {}, None, None), cost).layers[0]
+    chosen = [choice for choice in layer.choices if choice is not None]
+    assert chosen
+    assert all(choice.latent_size <= specs[0].break_even_rank(choice.scheme) for choice in chosen)
+    if width >= 8 * multiple_of:
+        assert all(choice.latent_size % multiple_of == 0 for choice in chosen)
+    assert all(choice.latent_size % groups == 0 for choice in chosen)
+
+
+def test_a_wide_layer_that_no_whole_block_fits_keeps_its_sizes() -> None:
+    rules = [Rule("mlp.0", low=3, high=5, step=1)]
+    sizes = [
+        choice.latent_size for choice in space(rules=rules, multiple_of=6).layers[-1].choices if choice is not None
+    ]
+    assert sizes == [3]
+
+
+def test_a_multiple_out_of_range_is_refused() -> None:
+    with pytest.raises(UserError, match="multiple_of=0 is out of range: use 1 or more"):
+        SpaceSettings(multiple_of=0)
