@@ -256,9 +256,10 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmarks/schemes"))
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tune", nargs="+", type=int, default=[0, 50, 150, 400], help="steps of fine-tuning")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     options = parser.parse_args()
-    options.steps, options.tune, options.shares = 1500, (0, 50, 150, 400), SHARES
+    options.steps, options.shares = 1500, SHARES
     if options.quick:
         options.seeds, options.steps, options.tune, options.shares = [0], 500, (0, 50), (0.25, 0.12)
     options.outputs.mkdir(parents=True, exist_ok=True)

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ranksearch.errors import PlanError
-from ranksearch.factorize import factorize_model, recalibrate_batchnorm
 from ranksearch.plan import SCHEMES, RankPlan
 from ranksearch.problem import Problem
 from ranksearch.space import Errors, SearchSpace
 
 SUBSETS = (SCHEMES, ("full", "vertical", "horizontal"), ("full", "pointwise"), ("full",))
 EXPONENTS = (1.0, 2.0)
+# Images that layers are solved on for a comparison: a quarter of a trial's, which ranks plans as well.
+COMPARED_ON = 64
 
 
 def propose(space: SearchSpace, errors: Errors, budget: int) -> list[RankPlan]:
@@ -111,9 +112,7 @@ def closed_form(problem: Problem, budgets: Sequence[int]) -> list[RankPlan]:
     """
 
     def build(plan: RankPlan) -> nn.Module:
-        network = factorize_model(problem.model, plan, problem.decompositions)
-        recalibrate_batchnorm(network, problem.calibration)
-        return network
+        return problem.build(plan, COMPARED_ON)
 
     dense = predict(problem.model, problem.comparison)
     proposals = (propose(problem.space, problem.errors, budget) for budget in budgets)

@@ -103,12 +103,18 @@ class Problem:
     seed: int
     device: torch.device
 
-    def build(self, plan: RankPlan) -> nn.Module:
-        """A plan's network as the closed form makes it, BatchNorm recalibrated, in eval mode."""
+    def build(self, plan: RankPlan, images: int | None = None) -> nn.Module:
+        """A plan's network before any fine-tuning, BatchNorm recalibrated, in eval mode.
+
+        Args:
+            plan: layers, their schemes and their latent sizes.
+            images: that layers are solved on one after another; None for all there are.
+        """
         if self.sequential is None:
             network = factorize_model(self.model, plan, self.decompositions)
         else:
-            network = factorize_sequentially(self.model, plan, self.decompositions, self.sequential, self.sensitivities)
+            inputs = self.sequential[:images]
+            network = factorize_sequentially(self.model, plan, self.decompositions, inputs, self.sensitivities)
         recalibrate_batchnorm(network, self.calibration)
         return network
 

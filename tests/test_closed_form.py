@@ -10,8 +10,7 @@ from test_space import COST, space
 from torch import nn
 from torch.nn import functional as F
 
-from ranksearch.closed_form import SUBSETS, choose, closed_form, divergence, predict, propose
-from ranksearch.factorize import factorize_model, recalibrate_batchnorm
+from ranksearch.closed_form import COMPARED_ON, SUBSETS, choose, closed_form, divergence, predict, propose
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.problem import Problem
 
@@ -84,8 +83,7 @@ def test_no_proposal_is_better_than_the_closed_form(problem: Problem) -> None:
     budget = int(problem.space.cost.dense / 4)
 
     def harm(plan: RankPlan) -> float:
-        network = factorize_model(problem.model, plan, problem.decompositions)
-        recalibrate_batchnorm(network, problem.calibration)
+        network = problem.build(plan, COMPARED_ON)
         error = sum(problem.errors[name][choice.scheme][choice.latent_size] for name, choice in plan)
         return error * divergence(*(predict(model, problem.comparison) for model in (network, problem.model)))
 

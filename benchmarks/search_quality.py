@@ -1,0 +1,242 @@
+"""How good plans are after so many trials, by search and by rule. Run: python benchmarks/search_quality.py [--quick].
+
+Fashion-MNIST and the networks of `schemes.py`. Trials are scored on 3,000 held-out training images; what is reported is
+the accuracy on the test images, which nothing is chosen by, after several lengths of fine-tuning. All contestants have
+the same factors, recalibration, fine-tuning and batches; a search is a study of ranksearch's own, from half the MACs
+down to an eighth.
+
+Everything is kept under --outputs, studies in one database and figures in one file, so a run that was stopped goes on.
+Parts can be given to several runs: --seeds, --schemes, --contestants. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+
+import numpy as np
+import optuna
+import schemes
+import search_rivals
+import torch
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from ranksearch.closed_form import closed_form
+from ranksearch.cost import MacsCost
+from ranksearch.datasets import Splits
+from ranksearch.guided import GuidedSampler
+from ranksearch.plan import RankPlan
+from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
+from ranksearch.records import TrialRecord, read_trials
+from ranksearch.rules import Rule, SpaceSettings
+from ranksearch.search import StudySettings, open_study, run_trials
+from ranksearch.storage import sqlite
+from ranksearch.training import Recipe, evaluate
+from ranksearch.trial import evaluate_plan
+
+CPU = torch.device("cpu")
+BUDGETS = (0.5, 0.3, 0.2, 0.125)
+VALIDATION = 3000
+KINDS = {"full only": ["full"], "all four": ["full", "vertical", "horizontal", "pointwise"]}
+# Sampler, and how many of its trials are closed-form plans.
+SEARCHES: dict[str, tuple[Callable[[int], BaseSampler], int]] = {
+    "random": (lambda seed: RandomSampler(seed=seed), 0),
+    "TPE": (lambda seed: TPESampler(seed=seed), 0),
+    "TPE from the closed form": (lambda seed: TPESampler(seed=seed), 8),
+    "NSGA-II": (lambda seed: NSGAIISampler(seed=seed, population_size=20), 0),
+    "GP": (lambda seed: GPSampler(seed=seed), 0),
+    "guided": (lambda seed: GuidedSampler(seed), 8),
+}
+RULES = ("one ratio", "energy threshold", "ALDS-like", "AIMET-like", "BALF-like", "closed form")
+
+
+def splits(folder: Path) -> Splits:
+    """Training images but the held-out ones, some of these to choose on, and the test images to report on."""
+    data = schemes.read(folder)
+    images, labels = (
+        gzip.decompress((folder / f"t10k-{what}-ubyte.gz").read_bytes()) for what in ("images-idx3", "labels-idx1")
+    )
+    raw = torch.tensor(np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28).copy()).float()
+    test = ((raw / 255 - 0.286) / 0.353).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+    end = len(data.images) - schemes.HELD_OUT
+    return Splits(
+        TensorDataset(data.images[:end], data.labels[:end]),
+        TensorDataset(data.images[end : end + VALIDATION], data.labels[end : end + VALIDATION]),
+        TensorDataset(test, torch.tensor(np.frombuffer(labels, np.uint8, offset=8).copy()).long()),
+        10,
+    )
+
+
+def problem_of(model: nn.Module, data: Splits, kinds: str, seed: int, steps: int) -> Problem:
+    """The search from half the MACs down."""
+    settings = SpaceSettings(default=Rule(schemes=KINDS[kinds]))
+    space = describe_space(model, data, settings, MacsCost(), CPU)
+    recipe = Recipe(steps=steps, learning_rate=0.02, distillation=0.7)
+    budget = int(BUDGETS[0] * space.cost.dense)
+    return calibrate(model, data, space, CalibrationSettings(), budget, recipe, seed, CPU)
+
+
+class Figures:
+    """Accuracies of plans after fine-tuning, on the test images; each is measured once and kept."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        self.known = {row["key"]: row["accuracy"] for row in rows}
+
+    def of(self, problem: Problem, plan: RankPlan, seed: int, steps: int) -> float:
+        """The test accuracy of a plan after so many steps."""
+        key = json.dumps([seed, steps, plan.to_json()], sort_keys=True)
+        if key not in self.known:
+            network, _ = evaluate_plan(problem, plan, replace(problem.recipe, steps=steps))
+            self.known[key] = evaluate(network, problem.test()).accuracy
+            with self.file.open("a") as file:
+                file.write(json.dumps({"key": key, "accuracy": self.known[key]}) + "\n")
+        return float(self.known[key])
+
+
+def hypervolume(records: Sequence[TrialRecord], dense: int) -> float:
+    """The area under the front of validation accuracy over the logarithm of MACs, from an eighth to half, 0 to 1."""
+    low, high = math.log(BUDGETS[-1] * dense), math.log(BUDGETS[0] * dense)
+    points = sorted((math.log(r.result.macs), r.result.accuracy) for r in records if r.result is not None)
+    area, best, at = 0.0, 0.0, low
+    for place, accuracy in points:
+        if accuracy > best:
+            place = min(max(place, low), high)
+            area, at, best = area + best * (place - at), place, accuracy
+    return (area + best * (high - at)) / (high - low)
+
+
+def best_within(records: Sequence[TrialRecord], budget: float) -> RankPlan | None:
+    """The plan that validation would pick."""
+    fitting = [r.result for r in records if r.result is not None and r.result.macs <= budget]
+    return max(fitting, key=lambda result: (result.accuracy, -result.macs)).plan if fitting else None
+
+
+def contest(name: str, kinds: str, seed: int, problem: Problem, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Plans of every budget after every number of trials, and hypervolumes."""
+    dense = problem.space.cost.dense
+    found: list[dict[str, Any]] = []
+    if name in SEARCHES:
+        sampler, first = SEARCHES[name]
+        study = open_study(
+            f"{seed} {kinds} {name} {options.steps}", sqlite(str(options.outputs / "studies.db")), {"seed": seed}
+        )
+        counts = [count for count in options.trials if count > 0]
+        start, before = time.perf_counter(), len(study.trials)
+        settings = StudySettings(study.study_name, max(counts), first)
+        run_trials(study, problem, settings, sampler(1000 * seed + before), lambda record: None)
+        seconds = time.perf_counter() - start
+        if before < max(counts):
+            print(f"{study.study_name}: {max(counts) - before} trials in {seconds:.0f} s", flush=True)
+        records = read_trials(study)
+        for count in counts:
+            for share in BUDGETS:
+                plan = best_within(records[:count], share * dense)
+                found.append({"trials": count, "share": share, "plan": plan})
+            found.append({"trials": count, "hypervolume": hypervolume(records[:count], dense)})
+        return found
+    trials, budgets = 0, [int(share * dense) for share in BUDGETS]
+    if name == "closed form":
+        plans = closed_form(problem, budgets)
+    elif name == "AIMET-like":
+        losses, trials = search_rivals.alone(problem)
+        plans = [search_rivals.equal_loss(problem, losses, budget) for budget in budgets]
+    else:
+        allocate = search_rivals.allocators(problem)[name]
+        plans = [allocate(budget) for budget in budgets]
+    return [{"trials": trials, "share": share, "plan": plan} for share, plan in zip(BUDGETS, plans, strict=True)]
+
+
+def report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Print means and spreads over seeds; give the means."""
+    means: dict[str, Any] = {}
+    for kinds in KINDS:
+        for steps in sorted({row["steps"] for row in rows if "steps" in row}):
+            shown = [row for row in rows if row["kinds"] == kinds and row.get("steps") == steps]
+            if not shown:
+                continue
+            print(f"\n{kinds}, test accuracy after {steps} steps, seeds {sorted({row['seed'] for row in shown})}")
+            print(f"{'':28}{'trials':>7}" + "".join(f"{share:>14.1%}" for share in BUDGETS))
+            for name, trials in dict.fromkeys((row["name"], row["trials"]) for row in shown):
+                cells = ""
+                for share in BUDGETS:
+                    picked = [r for r in shown if (r["name"], r["trials"], r["share"]) == (name, trials, share)]
+                    values = [100 * row["accuracy"] for row in picked if row["accuracy"] is not None]
+                    cells += f"{mean(values):>8.1f} +-{pstdev(values):>3.1f}" if values else f"{'-':>14}"
+                    if values:
+                        means[f"{kinds},{name},{trials},{share:g},{steps}"] = round(mean(values), 2)
+                print(f"{name:28}{trials:>7}{cells}")
+        volumes = [row for row in rows if row["kinds"] == kinds and "hypervolume" in row]
+        if volumes:
+            print(f"\n{kinds}, hypervolume of validation accuracy over log MACs (1 is perfect)")
+        for name, trials in dict.fromkeys((row["name"], row["trials"]) for row in volumes):
+            values = [r["hypervolume"] for r in volumes if (r["name"], r["trials"]) == (name, trials)]
+            means[f"{kinds},{name},{trials},hypervolume"] = round(mean(values), 5)
+            print(f"{name:28}{trials:>7}{mean(values):>9.4f} +-{pstdev(values):.4f}")
+    return means
+
+
+def main() -> None:
+    """Run what was asked for, and print what is known."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick", action="store_true", help="a short training, one seed, three contestants: five minutes"
+    )
+    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmarks/search_quality"))
+    parser.add_argument("--network", default="resnet", choices=schemes.NETWORKS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--schemes", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--contestants", nargs="+", default=[*RULES, *SEARCHES], choices=[*RULES, *SEARCHES])
+    parser.add_argument("--trials", nargs="+", type=int, default=[8, 32, 100])
+    parser.add_argument("--steps", type=int, default=30, help="of a trial's fine-tuning")
+    parser.add_argument("--report", nargs="*", type=int, default=[0, 50, 150, 400], help="steps before the test")
+    options = parser.parse_args()
+    training = 1500
+    if options.quick:
+        options.network, options.seeds, options.schemes, options.trials, training = (
+            "vgg",
+            [0],
+            ["all four"],
+            [8, 16],
+            300,
+        )
+        options.steps, options.report = 0, [0]
+        options.contestants = ["one ratio", "ALDS-like", "BALF-like", "closed form", "random", "TPE", "guided"]
+    logging.getLogger("ranksearch").setLevel(logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    options.outputs.mkdir(parents=True, exist_ok=True)
+    data, figures, rows = splits(options.data), Figures(options.outputs / "figures.jsonl"), []
+    for seed in options.seeds:
+        model = schemes.trained(options.network, seed, training, schemes.read(options.data), options.outputs)
+        for kinds in options.schemes:
+            problem = problem_of(model, data, kinds, seed, options.steps)
+            for name in options.contestants:
+                for entry in contest(name, kinds, seed, problem, options):
+                    facts = {"name": name, "kinds": kinds, "seed": seed, **entry}
+                    plan = facts.pop("plan", None)
+                    if "hypervolume" in facts:
+                        rows.append(facts)
+                        continue
+                    for steps in options.report:
+                        accuracy = None if plan is None else figures.of(problem, plan, seed, steps)
+                        rows.append({**facts, "steps": steps, "accuracy": accuracy})
+    means = report(rows)
+    (options.outputs / "search_quality.json").write_text(json.dumps(means, indent=1) + "\n")
+    print(json.dumps({"quick": options.quick, "torch": torch.__version__, **means}))
+
+
+if __name__ == "__main__":
+    main()
