@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
@@ -27,7 +28,7 @@ import schemes_speed
 import torch
 from torch import Tensor, nn
 
-from ranksearch.closed_form import choose, predict, propose
+from ranksearch.closed_form import COMPARED_ON, choose, predict, propose
 from ranksearch.cost import MacsCost, NetworkCost, count_macs
 from ranksearch.factorize import (
     collect_statistics,
@@ -156,25 +157,26 @@ def accuracies(name: str, seed: int, model: nn.Module, data: Data, options: argp
     cost = NetworkCost(MacsCost(), count_macs(model, (3, 28, 28)), {spec.name: spec for spec in profile.layers})
     dense, predicted = evaluate(model, data.held_out()).accuracy, predict(model, comparison)
 
-    def build(plan: RankPlan, solved: str = SOLVED[0]) -> nn.Module:
+    def build(plan: RankPlan, solved: str, count: int) -> nn.Module:
         if solved == "in turn":
-            network = factorize_sequentially(model, plan, decompositions, torch.cat(images)[:IN_TURN])
+            network = factorize_sequentially(model, plan, decompositions, torch.cat(images)[:count])
         else:
             network = factorize_model(model, plan, decompositions)
         recalibrate_batchnorm(network, images)
         return network
 
-    plans: dict[tuple[str, float], RankPlan] = {}
+    plans: dict[tuple[str, float, str], RankPlan] = {}
     reached: dict[tuple[RankPlan, int, str], float] = {}
     for kinds, share, steps, solved, *_ in rest:
-        if (kinds, share) not in plans:
+        if (kinds, share, solved) not in plans:
             space = build_space(SpaceSettings(default=Rule(schemes=SETS[kinds]), multiple_of=1), profile, cost)
             proposals = propose(space, errors, int(share * cost.dense))
-            plans[kinds, share] = choose(proposals, errors, build, comparison, predicted)
-        plan = plans[kinds, share]
+            quickly = partial(build, solved=solved, count=COMPARED_ON)
+            plans[kinds, share, solved] = choose(proposals, errors, quickly, comparison, predicted)
+        plan = plans[kinds, share, solved]
         # Two sets of schemes may lead to one plan, which would be trained on the same batches.
         if (plan, steps, solved) not in reached:
-            network = build(plan, solved)
+            network = build(plan, solved, IN_TURN)
             if steps:
                 torch.manual_seed(seed)
                 recipe = Recipe(steps=steps, batch_size=BATCH, learning_rate=0.02, distillation=0.7)

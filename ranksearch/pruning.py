@@ -19,7 +19,7 @@ class PruningSettings:
         rivals: how many others.
     """
 
-    rungs: list[float] = field(default_factory=lambda: [0.0, 0.5])
+    rungs: list[float] = field(default_factory=lambda: [0.0, 0.75])
     lead: float = 0.06
     rivals: int = 2
 

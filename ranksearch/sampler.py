@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ class FeasibleSampler(BaseSampler):
 
     Independent latent sizes of many layers hardly ever meet a tight budget by chance: the cost of random plans
     concentrates around its mean. The proposal keeps its shape, and what is recorded, and learned from, is the
-    plan that was built.
+    plan that was built. Where cost is an objective too, it is shrunk to any cost between the budget and a quarter of
+    it, or all plans of a new study would cost as much as the budget allows.
 
     Args:
         proposer: any Optuna sampler that serves the study's objectives.
@@ -63,7 +65,16 @@ class FeasibleSampler(BaseSampler):
         for name, choices in search_space.items():
             if name not in values:
                 values[name] = self._proposer.sample_independent(study, trial, name, choices)
-        return self._space.shrink(values, self._budget)
+        if self._space.cost.of(self._space.plan(values)) <= self._budget:
+            return values
+        return self._space.shrink(values, self._target(study, trial))
+
+    def _target(self, study: Study, trial: FrozenTrial) -> int:
+        """The cost to shrink to: the budget, or any below it where cost is an objective too."""
+        if len(study.directions) == 1:
+            return self._budget
+        lowest = self._space.lowest_budget(self._budget)
+        return int(lowest * (self._budget / lowest) ** random.Random(trial.number).random())
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
