@@ -66,7 +66,7 @@ class OptionTable:
         picked = {name: options[index] for name, options, index in zip(self.names, self.choices, chosen, strict=True)}
         return RankPlan({name: choice for name, choice in picked.items() if choice is not None})
 
-    def cheapest(self, errors: Array, multiplier: float) -> Indices:
+    def at_multiplier(self, errors: Array, multiplier: float) -> Indices:
         """The option of every layer with the least error plus cost times a multiplier; of equals, the cheapest."""
         # The cheapest come first, and argmin takes the first, so a multiplier of 0 wastes nothing.
         found: Indices = np.argmin(errors + multiplier * self.costs, axis=1)
@@ -97,16 +97,16 @@ class OptionTable:
                 f"a budget of {int(budget)} is below {int(self.cost(least))}, the least that these layers can cost: "
                 "raise it"
             )
-        chosen = self.cheapest(errors, 0.0)
+        chosen = self.at_multiplier(errors, 0.0)
         if self.cost(chosen) > budget:
             low, high = 0.0, 1.0 / max(budget, 1)
-            while self.cost(self.cheapest(errors, high)) > budget and high < 1e12:
+            while self.cost(self.at_multiplier(errors, high)) > budget and high < 1e12:
                 low, high = high, high * 4
             for _ in range(60):
                 middle = (low + high) / 2
-                over = self.cost(self.cheapest(errors, middle)) > budget
+                over = self.cost(self.at_multiplier(errors, middle)) > budget
                 low, high = (middle, high) if over else (low, middle)
-            chosen = self.cheapest(errors, high)
+            chosen = self.at_multiplier(errors, high)
             if self.cost(chosen) > budget:
                 chosen = least
         return self._spend(errors, chosen, budget - self.cost(chosen))

@@ -38,6 +38,7 @@ from ranksearch.config import RunConfig
 from ranksearch.cost import CostModel
 from ranksearch.datasets import Splits
 from ranksearch.errors import SettingError, UserError
+from ranksearch.guided import GuidedSampler
 from ranksearch.job import Job, run_profile, run_search
 from ranksearch.models import is_torchvision
 from ranksearch.problem import choose_device, describe_space
@@ -207,9 +208,12 @@ def _build(group: str, settings: Any, kind: type[Any], **extra: Any) -> Any:
 
 
 def _build_sampler(config: RunConfig, trials: int) -> BaseSampler:
+    seed = config.sampler.get("seed", config.seed)
     # Another seed for every run and worker, or they would draw the same plans again.
-    seed = config.sampler.get("seed", config.seed) + 1000 * config.worker + trials
-    return cast(BaseSampler, _build("sampler", config.sampler, BaseSampler, seed=seed))
+    sampler = _build("sampler", config.sampler, BaseSampler, seed=seed + 1000 * config.worker + trials)
+    if isinstance(sampler, GuidedSampler):  # which tells its draws apart by the numbers of trials
+        sampler = _build("sampler", config.sampler, GuidedSampler, seed=seed)
+    return cast(BaseSampler, sampler)
 
 
 def _build_data(config: RunConfig) -> Splits:

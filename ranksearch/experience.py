@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -84,8 +85,18 @@ class Options:
         weighed: Array = self.table.errors**exponent * np.exp(weights[:layers, None] + by_scheme)
         return weighed
 
-    def neighbours(self, chosen: Indices, generator: np.random.Generator) -> Iterator[Indices]:
-        """Plans within the budget that differ in one layer, in random order."""
+    def around(self, start: Indices, generator: np.random.Generator) -> Iterator[Indices]:
+        """All plans within the budget, the nearest first: those that differ in one layer, then in two, and so on."""
+        seen, queue = {tuple(start)}, deque([start])
+        while queue:
+            for near in self._neighbours(queue.popleft(), generator):
+                if tuple(near) not in seen:
+                    seen.add(tuple(near))
+                    queue.append(near)
+                    yield near
+
+    def _neighbours(self, chosen: Indices, generator: np.random.Generator) -> Iterator[Indices]:
+        """Plans within the budget that differ in one layer at the most, in random order."""
         rows = np.arange(len(chosen))
         costs = self.table.costs - self.table.costs[rows, chosen][:, None] + self.table.cost(chosen)
         fits = np.argwhere(np.isfinite(self.table.errors) & (costs <= self.rest(self.budget)))
@@ -105,7 +116,7 @@ class Experience:
         chosen: options of every trial that completed within the budget, `[trials, layers]`.
         losses: of these.
         accuracies: of these, or what the study maximizes.
-        pending: options of trials that run or wait, `[trials, layers]`.
+        tried: options of all trials, whatever became of them, `[trials, layers]`.
     """
 
     options: Options
@@ -113,34 +124,34 @@ class Experience:
     chosen: Indices
     losses: Array
     accuracies: Array
-    pending: Indices
+    tried: Indices
 
     @staticmethod
     def of(study: Study, options: Options) -> Experience:
         """Read all trials of a study."""
-        taken, completed, losses, accuracies, pending = set(), [], [], [], []
+        tried, completed, losses, accuracies = [], [], [], []
         for trial in study.get_trials(deepcopy=False):
             params = trial.params or trial.system_attrs.get("fixed_params", {})
             chosen = options.read(params)
             if chosen is None:
                 continue
-            taken.add(tuple(chosen))
+            tried.append(chosen)
             cost = options.fixed + options.table.cost(chosen)
-            if not trial.state.is_finished():
-                pending.append(chosen)
-            elif trial.state == TrialState.COMPLETE and cost <= options.budget and trial.values:
-                result = trial.user_attrs.get(RESULT)
-                completed.append(chosen)
-                accuracies.append(trial.values[0])
-                losses.append(-trial.values[0] if result is None else result["loss"])
+            if trial.state == TrialState.COMPLETE and cost <= options.budget:
+                accuracy, result = trial.values[0], trial.user_attrs.get(RESULT)
+                loss = -accuracy if result is None else float(result["loss"])
+                if math.isfinite(loss):
+                    completed.append(chosen)
+                    accuracies.append(accuracy)
+                    losses.append(loss)
         shape = (-1, len(options.table.names))
         return Experience(
             options,
-            taken,
+            {tuple(chosen) for chosen in tried},
             np.array(completed, dtype=np.intp).reshape(shape),
             np.array(losses),
             np.array(accuracies),
-            np.array(pending, dtype=np.intp).reshape(shape),
+            np.array(tried, dtype=np.intp).reshape(shape),
         )
 
     def learned(self, exponent: float, layer_spread: float, scheme_spread: float) -> LogWeights:
@@ -163,13 +174,14 @@ class Experience:
     def next_budget(self, generator: np.random.Generator) -> float:
         """A budget between two points of the front that have most cost and accuracy between them.
 
-        Trials that still run are taken to end on the line between the points around them.
+        Trials that still run, or have no place on the front, stand on the line between the points around them: a gap
+        where trials bring nothing is worth less the more there were.
         """
-        lowest, highest = (
-            math.log(cost) for cost in (self.options.space.lowest_budget(self.options.budget), self.options.budget)
+        lowest, highest = self.options.space.lowest_budget(self.options.budget), self.options.budget
+        low, high = widest_gap(
+            self.points(), list(np.log(self._costs(self.tried))), math.log(lowest), math.log(highest)
         )
-        low, high = widest_gap(self.points(), list(np.log(self._costs(self.pending))), lowest, highest)
-        return math.exp(min(max(generator.uniform(low, high), lowest), highest))
+        return min(max(math.exp(generator.uniform(low, high)), lowest), highest)
 
     def _costs(self, chosen: Indices) -> Array:
         table = self.options.table
@@ -177,12 +189,12 @@ class Experience:
         return costs
 
 
-def widest_gap(points: Sequence[Point], pending: Sequence[float], lowest: float, highest: float) -> tuple[float, float]:
+def widest_gap(points: Sequence[Point], tried: Sequence[float], lowest: float, highest: float) -> tuple[float, float]:
     """The two neighbours on a front, as places of costs, with the largest area between them.
 
     Args:
         points: cost and accuracy, both rising.
-        pending: costs of what is under way.
+        tried: costs of other trials, which halve the gaps that they lie in.
         lowest: cost from which on the front is looked for.
         highest: cost up to which it is.
     """
@@ -196,7 +208,7 @@ def widest_gap(points: Sequence[Point], pending: Sequence[float], lowest: float,
     if last[0] < highest - LEAST_GAP:
         corners.append((highest, last[1] + height / 10))  # a front is flat where it ends
     costs, accuracies = zip(*corners, strict=True)
-    between = [cost for cost in pending if costs[0] < cost < costs[-1]]
+    between = [cost for cost in tried if costs[0] < cost < costs[-1]]
     corners += [(cost, float(np.interp(cost, costs, accuracies))) for cost in between]
     corners.sort()
     if len(corners) == 1:

@@ -2,8 +2,8 @@
 
 A proposal is the plan of least weighted error within a budget. The budget lies where the front has its widest gap, or
 is the constraint's, where accuracy is the only objective. The weights are by turns the likeliest after all trials, and
-drawn from what is believed of them (Thompson sampling): without trials the first is the closed form's plan, and every
-trial teaches more about the layers and schemes that it misjudges. Whatever is drawn, the plan is feasible.
+drawn from what is believed of them (Thompson sampling): without trials the first is the plan of least total error, and
+every trial teaches more about the layers and schemes that this misjudges. Whatever is drawn, the plan is feasible.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
 from ranksearch.allocation import Indices
+from ranksearch.closed_form import EXPONENTS
 from ranksearch.errors import SettingError
 from ranksearch.experience import Experience, Options
 from ranksearch.sampler import distributions
 from ranksearch.space import Errors, SearchSpace
 
-# Powers of the errors that weights are learned for; the trials decide between them.
-EXPONENTS = (1.0, 2.0)
 # Draws of plans that the study has already, before a neighbour of one is taken.
 DRAWS = 10
 
@@ -88,8 +87,9 @@ class GuidedSampler(BaseSampler):
         return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
 
     def _proposals(self, study: Study, trial: FrozenTrial, experience: Experience) -> Iterator[Indices]:
-        """Plans within the budget, the most promising first; in the end the neighbours of one."""
+        """Plans within the budget, the most promising first; in the end all there are."""
         options, generator = experience.options, np.random.default_rng((self._seed, trial.number))
+        # Weights of the errors and of their squares; the trials decide between the two.
         beliefs = [experience.learned(exponent, *self._spreads) for exponent in EXPONENTS]
         evidence = np.array([belief.evidence for belief in beliefs])
         likely = np.exp(evidence - evidence.max())
@@ -106,4 +106,4 @@ class GuidedSampler(BaseSampler):
                 weights = beliefs[view].draw(generator)
             chosen = options.table.best(options.rest(budget), options.weighed(weights, EXPONENTS[view]))
             yield chosen
-        yield from options.neighbours(chosen, generator)
+        yield from options.around(chosen, generator)

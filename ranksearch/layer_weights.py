@@ -56,7 +56,12 @@ def learn(terms: Array, kinds: Array, scores: Array, spreads: Array) -> LogWeigh
         spreads: of the logarithms of weights before any score: the layers', then the kinds', `[layers + kinds]`.
     """
     belief, layers = LogWeights.prior(spreads), terms.shape[1]
-    if len(scores) < FEWEST or np.ptp(scores) == 0:
+    if len(scores) < FEWEST:
+        return belief
+    # A few that all but diverged would drown the others.
+    middle = float(np.median(scores))
+    scores = np.minimum(scores, middle + 3 * (middle - float(scores.min())))
+    if np.ptp(scores) == 0:
         return belief
     scores = (scores - scores.mean()) / scores.std()
     for _ in range(STEPS):

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 EVALUATION_BATCH = 256
-# Of the largest map of a layer, over all images that layers are solved on one after another: half a GiB.
+# Of the largest map, over all images that layers are solved on one after another, each twice: half a GiB.
 NUMBERS_AT_ONCE = 2**27
 
 
@@ -185,6 +185,24 @@ def describe_space(
     return space
 
 
+@torch.no_grad()
+def _largest_map(model: nn.Module, image: Tensor) -> int:
+    """The most numbers that a module of the model gives for one image, `[1, C, H, W]`."""
+    sizes = [image.numel()]
+
+    def see(_: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel())
+
+    handles = [module.register_forward_hook(see) for module in model.modules()]
+    try:
+        model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(sizes)
+
+
 def calibrate(
     model: nn.Module,
     splits: Splits,
@@ -232,8 +250,7 @@ def calibrate(
         sum(map(len, images)),
         time.perf_counter() - start,
     )
-    most = max(max(layer.spec.in_size, layer.spec.out_size) * layer.spec.positions for layer in space.layers)
-    in_turn = min(settings.sequential_images, NUMBERS_AT_ONCE // most)
+    in_turn = min(settings.sequential_images, NUMBERS_AT_ONCE // (2 * _largest_map(model, drawn[:1])))
     problem = Problem(
         model=model,
         splits=splits,
@@ -242,7 +259,7 @@ def calibrate(
         errors=errors,
         calibration=images,
         comparison=comparison,
-        sequential=torch.cat(images)[:in_turn] if in_turn > 1 else None,
+        sequential=drawn[unseen:][:in_turn] if in_turn > 1 else None,
         sensitivities=sensitivities,
         baseline=evaluate(model, batches(splits.validation, EVALUATION_BATCH, device, splits.workers)),
         params=count_params(model),

@@ -33,11 +33,11 @@ class PruningSettings:
 
     def steps(self, steps: int) -> set[int]:
         """The steps after which a trial is compared, of a fine-tuning of so many."""
-        return {round(rung * steps) for rung in self.rungs} if steps else set()
+        return {min(round(rung * steps), steps - 1) for rung in self.rungs} if steps else set()
 
 
 @dataclass(frozen=True)
-class Progress:
+class Standing:
     """How a trial did on the way.
 
     Attributes:
@@ -52,7 +52,7 @@ class Progress:
 
 
 def why_hopeless(
-    settings: PruningSettings, steps: int, step: int, trial: Progress, others: Iterable[Progress]
+    settings: PruningSettings, steps: int, step: int, trial: Standing, others: Iterable[Standing]
 ) -> str | None:
     """Say why a trial has no hope to be on the front; None where it has.
 

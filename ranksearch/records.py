@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from ranksearch.pruning import Progress
+from ranksearch.pruning import Standing
 from ranksearch.trial import TrialResult
 
 RESULT = "result"
@@ -71,12 +71,12 @@ def read_trials(study: Study) -> list[TrialRecord]:
     return [read_trial(trial) for trial in study.get_trials(deepcopy=False)]
 
 
-def progress_of(study: Study) -> list[Progress]:
-    """How the trials did on the way that were compared with others, by number."""
+def standings(study: Study) -> list[Standing]:
+    """How the trials did on the way that were compared with others, by number; not those that failed."""
     return [
-        Progress(trial.number, trial.user_attrs[COST], {int(step): accuracy for step, accuracy in seen.items()})
+        Standing(trial.number, trial.user_attrs[COST], {int(step): accuracy for step, accuracy in seen.items()})
         for trial in study.get_trials(deepcopy=False)
-        if (seen := trial.user_attrs.get(RUNGS))
+        if trial.state != TrialState.FAIL and (seen := trial.user_attrs.get(RUNGS))
     ]
 
 

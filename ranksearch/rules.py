@@ -114,11 +114,9 @@ def _choices(spec: LayerSpec, rule: Rule, multiple_of: int) -> LayerSpace:
         )
     if min(spec.in_size, spec.out_size) >= BLOCKS_OF_WIDE_LAYERS * multiple_of:
         block = lcm(multiple_of, spec.groups)
-        step = ceil(step / block) * block
         whole = ceil(low / block) * block
-        if whole > high:
-            whole = high // block * block
-        low = whole or low  # where no whole block saves anything, sizes stay as they are
+        if whole <= high:  # or sizes stay as they are
+            low, step = whole, ceil(step / block) * block
     reached = {scheme: low + (high - low) // step * step for scheme, high in highs.items() if high >= low}
     return LayerSpace(spec, low, reached, step, rule.dense)
 

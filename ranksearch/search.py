@@ -24,7 +24,7 @@ from ranksearch.errors import DivergedError, HopelessError, SettingError, UserEr
 from ranksearch.guided import GuidedSampler
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
-from ranksearch.pruning import Progress, PruningSettings, why_hopeless
+from ranksearch.pruning import PruningSettings, Standing, why_hopeless
 from ranksearch.records import (
     CLOSED_FORM,
     COST,
@@ -34,8 +34,8 @@ from ranksearch.records import (
     RUNGS,
     TrialRecord,
     finished,
-    progress_of,
     read_trial,
+    standings,
 )
 from ranksearch.sampler import FeasibleSampler, distributions, suggest
 from ranksearch.space import SearchSpace
@@ -264,8 +264,8 @@ def _score(study: Study, trial: Trial, problem: Problem, pruning: PruningSetting
     def on_rung(step: int, accuracy: float) -> None:
         seen[step] = accuracy
         trial.set_user_attr(RUNGS, {str(step): accuracy for step, accuracy in seen.items()})
-        others = [other for other in progress_of(study) if other.number != trial.number]
-        reason = why_hopeless(pruning, steps, step, Progress(trial.number, cost, seen), others)
+        others = [other for other in standings(study) if other.number != trial.number]
+        reason = why_hopeless(pruning, steps, step, Standing(trial.number, cost, seen), others)
         if reason is None and len(study.directions) == 1:
             trial.report(accuracy, step)
             if trial.should_prune():
@@ -274,6 +274,7 @@ def _score(study: Study, trial: Trial, problem: Problem, pruning: PruningSetting
             raise HopelessError(reason)
 
     trial.set_user_attr(COST, cost)
+    trial.set_user_attr(RUNGS, {})  # a retry comes with those of the trial that was lost
     try:
         _, result = evaluate_plan(problem, plan, problem.recipe, pruning.steps(steps), on_rung)
     except HopelessError as error:

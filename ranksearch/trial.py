@@ -105,7 +105,8 @@ def evaluate_plan(
 
         def look(step: int, _: float) -> None:
             if on_rung is not None and step in rungs and step < recipe.steps:
-                with watch.stage("evaluate"):
+                # Of its own randomness, so that a look changes nothing.
+                with watch.stage("evaluate"), torch.random.fork_rng(devices=[]):
                     found = evaluate(network, problem.validation()).accuracy
                 network.train()
                 on_rung(step, found)

@@ -93,8 +93,8 @@ def factorize_sequentially(
         model: is not touched.
         plan: the layers, their schemes and their latent sizes.
         decompositions: layer name -> scheme -> decomposition, of at least the plan's choices. Their factors serve
-            where a layer is not called exactly once, or has too few rows for its size, and everywhere in a model that
-            does not keep examples along the first axis.
+            where a layer is not called exactly once, has too few rows for its size, hooks, or numbers that are not
+            finite, and everywhere in a model that does not keep examples along the first axis.
         images: one batch of inputs on the model's device, `[B, ...]`; twice as many maps of a layer are held at once.
         sensitivities: layer name -> see `decompose`.
 
@@ -106,11 +106,8 @@ def factorize_sequentially(
     """
     network = factorized_like(model, plan)
     with evaluating(model), evaluating(network):
-        pairs = {
-            name: _Pair(module, network.get_submodule(name))
-            for name, module in model.named_modules()
-            if name in plan.layers or isinstance(module, _BatchNorm)
-        }
+        norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+        pairs = {name: _Pair(model.get_submodule(name), network.get_submodule(name)) for name in (*norms, *plan.layers)}
         # deepcopy takes the pair wherever it meets the module, and the weights of all others as they are.
         kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         both = copy.deepcopy(model, {**kept, **{id(pair.dense): pair for pair in pairs.values()}})
@@ -141,17 +138,21 @@ def _solve(
     inputs: Tensor,
     target: Tensor,
 ) -> None:
-    """Give a layer's twin the best factors for its inputs, or those of one shot where rows are few."""
+    """Give a layer's twin the best factors for its inputs, or those of one shot where these cannot be had."""
     layer, twin = pair.dense, pair.twin
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     assert isinstance(twin, FactorizedConv2d | FactorizedLinear)
-    if len(as_rows(target, layer)) < ROWS_FOR_EACH_NUMBER * layer.weight[0].numel():
+    few = len(as_rows(target, layer)) < ROWS_FOR_EACH_NUMBER * layer.weight[0].numel()
+    hooked = layer._forward_hooks or layer._forward_pre_hooks  # and so its outputs are not its own
+    if few or hooked or not all(bool(torch.isfinite(values).all()) for values in (inputs, target)):
         one_shot()
         return
-    statistics = observe_inputs(layer, inputs)
-    corrected = _corrected(layer, statistics, inputs, target)
-    found = decompose(corrected, statistics, sensitivity, choice.scheme)
-    twin._set_factors(found.factors(corrected, choice.latent_size))
+    with torch.autocast(inputs.device.type, enabled=False):  # sums of products need all digits
+        inputs = inputs.to(layer.weight.dtype)
+        statistics = observe_inputs(layer, inputs)
+        corrected = _corrected(layer, statistics, inputs, target)
+        found = decompose(corrected, statistics, sensitivity, choice.scheme)
+        twin._set_factors(found.factors(corrected, choice.latent_size))
 
 
 def _corrected(layer: Layer, statistics: LayerStatistics, inputs: Tensor, target: Tensor) -> Layer:
@@ -164,6 +165,8 @@ def _corrected(layer: Layer, statistics: LayerStatistics, inputs: Tensor, target
         target: `[B, out, ...]`.
     """
     missed = target - layer(inputs)
+    if missed.dtype in (torch.float16, torch.bfloat16):
+        missed, inputs = missed.float(), inputs.float()
     rows = as_rows(missed, layer)
     shift, count = rows.mean(0), len(rows)
     missed = missed - (shift[:, None, None] if isinstance(layer, nn.Conv2d) else shift)

@@ -243,6 +243,71 @@ def test_what_cannot_be_solved_in_turn_keeps_the_factors_of_one_shot(
         factorize_sequentially(model, plan, {}, images)
 
 
+def test_a_layer_with_hooks_of_its_own_keeps_the_factors_of_one_shot() -> None:
+    model, images = residual()
+    model.first.register_forward_hook(lambda *call: 3 * call[2])
+    ways = decomposed(model, images)
+    one_shot, in_turn = (
+        factorize_model(model, PLANS["full"], ways),
+        factorize_sequentially(model, PLANS["full"], ways, images),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(factors(one_shot, "first"), factors(in_turn, "first"), strict=True))
+
+
+def test_numbers_that_are_not_finite_leave_a_layer_to_its_own_factors() -> None:
+    class Bursting(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](torch.exp(300 * self[0](x)))
+
+    model = Bursting(nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)).eval()
+    images = smooth(32)
+    ways = {name: decompose_schemes(model.get_submodule(name)) for name in ("0", "1")}
+    plan = RankPlan({"0": LayerChoice(2), "1": LayerChoice(2)})
+    one_shot, in_turn = factorize_model(model, plan, ways), factorize_sequentially(model, plan, ways, images)
+    assert all(torch.equal(a, b) for a, b in zip(factors(one_shot, "1"), factors(in_turn, "1"), strict=True))
+
+
+def test_low_precision_and_autocast_come_near_the_same_factors() -> None:
+    class Cast(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x)
+
+    torch.manual_seed(0)
+    model, images = residual()
+    cast = Cast().eval()
+    cast.load_state_dict(model.state_dict())
+    plan = PLANS["vertical"]
+    precise = factorize_sequentially(model, plan, {}, images)
+    under = factorize_sequentially(cast, plan, {}, images)
+    half = factorize_sequentially(copy.deepcopy(model).bfloat16(), plan, {}, images.bfloat16())
+    with torch.no_grad():
+        target = precise(images)
+        assert relative_error(target, under(images).float(), axis=1) < 0.02
+        assert relative_error(target, half(images.bfloat16()).float(), axis=1) < 0.02
+    assert under.first.module0.weight.dtype == torch.float32
+    assert half.first.module0.weight.dtype == torch.bfloat16
+
+
+def test_a_layer_by_its_second_name_is_solved_as_by_its_first() -> None:
+    class Aliased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(6, 6, 3, padding=1)
+            self.alias = self.first
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.alias(x)
+
+    model = Aliased()
+    images = smooth(32)
+    by_name = [
+        factorize_sequentially(model.eval(), RankPlan({name: LayerChoice(2)}), {}, images)
+        for name in ("first", "alias")
+    ]
+    assert torch.equal(by_name[0](images), by_name[1](images))
+
+
 def test_settings_that_other_code_reads_are_those_of_the_layer() -> None:
     class Reads(nn.Module):
         def __init__(self) -> None:
