@@ -112,47 +112,41 @@ class Experience:
 
     Attributes:
         options: that they chose from.
-        taken: the plans of all trials, whatever became of them.
+        tried: options of all trials, whatever became of them -> cost of the network.
         chosen: options of every trial that completed within the budget, `[trials, layers]`.
+        costs: of these, `[trials]`.
         losses: of these.
         accuracies: of these, or what the study maximizes.
-        tried: options of all trials, whatever became of them, `[trials, layers]`.
     """
 
     options: Options
-    taken: set[tuple[int, ...]]
+    tried: Mapping[tuple[int, ...], float]
     chosen: Indices
+    costs: Array
     losses: Array
     accuracies: Array
-    tried: Indices
 
     @staticmethod
     def of(study: Study, options: Options) -> Experience:
         """Read all trials of a study."""
-        tried, completed, losses, accuracies = [], [], [], []
+        tried: dict[tuple[int, ...], float] = {}
+        completed, costs, losses, accuracies = [], [], [], []
         for trial in study.get_trials(deepcopy=False):
             params = trial.params or trial.system_attrs.get("fixed_params", {})
             chosen = options.read(params)
             if chosen is None:
                 continue
-            tried.append(chosen)
-            cost = options.fixed + options.table.cost(chosen)
+            tried[tuple(chosen)] = cost = options.fixed + options.table.cost(chosen)
             if trial.state == TrialState.COMPLETE and cost <= options.budget:
                 accuracy, result = trial.values[0], trial.user_attrs.get(RESULT)
                 loss = -accuracy if result is None else float(result["loss"])
                 if math.isfinite(loss):
                     completed.append(chosen)
+                    costs.append(cost)
                     accuracies.append(accuracy)
                     losses.append(loss)
-        shape = (-1, len(options.table.names))
-        return Experience(
-            options,
-            {tuple(chosen) for chosen in tried},
-            np.array(completed, dtype=np.intp).reshape(shape),
-            np.array(losses),
-            np.array(accuracies),
-            np.array(tried, dtype=np.intp).reshape(shape),
-        )
+        found = np.array(completed, dtype=np.intp).reshape(-1, len(options.table.names))
+        return Experience(options, tried, found, np.array(costs), np.array(losses), np.array(accuracies))
 
     def learned(self, exponent: float, layer_spread: float, scheme_spread: float) -> LogWeights:
         """What the trials say about the weights of errors to a power."""
@@ -165,7 +159,7 @@ class Experience:
     def points(self) -> list[Point]:
         """Logarithm of the cost, and accuracy, of the trials that no other beats in both, by rising cost."""
         found: list[Point] = []
-        trials = zip(np.log(self._costs(self.chosen)), self.accuracies, strict=True)
+        trials = zip(np.log(self.costs), self.accuracies, strict=True)
         for cost, accuracy in sorted(trials, key=lambda point: (point[0], -point[1])):
             if not found or accuracy > found[-1][1]:
                 found.append((float(cost), float(accuracy)))
@@ -178,15 +172,9 @@ class Experience:
         where trials bring nothing is worth less the more there were.
         """
         lowest, highest = self.options.space.lowest_budget(self.options.budget), self.options.budget
-        low, high = widest_gap(
-            self.points(), list(np.log(self._costs(self.tried))), math.log(lowest), math.log(highest)
-        )
+        tried = [math.log(cost) for cost in self.tried.values()]
+        low, high = widest_gap(self.points(), tried, math.log(lowest), math.log(highest))
         return min(max(math.exp(generator.uniform(low, high)), lowest), highest)
-
-    def _costs(self, chosen: Indices) -> Array:
-        table = self.options.table
-        costs: Array = self.options.fixed + table.costs[np.arange(len(table.names)), chosen].sum(1)
-        return costs
 
 
 def widest_gap(points: Sequence[Point], tried: Sequence[float], lowest: float, highest: float) -> tuple[float, float]:

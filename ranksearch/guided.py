@@ -74,7 +74,7 @@ class GuidedSampler(BaseSampler):
             return {}
         experience = Experience.of(study, options)
         proposals = self._proposals(study, trial, experience)
-        chosen = next((chosen for chosen in proposals if tuple(chosen) not in experience.taken), None)
+        chosen = next((chosen for chosen in proposals if tuple(chosen) not in experience.tried), None)
         if chosen is None:  # the study has every plan there is
             chosen = options.table.best(options.rest(options.budget))
         return dict(options.space.values(options.table.plan(chosen)))

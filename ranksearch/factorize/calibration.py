@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from ranksearch.factorize.patches import LARGEST_TO_UNFOLD, PatchMoments, Taps
+from ranksearch.factorize.patches import LARGEST_TO_UNFOLD, PatchMoments, Taps, at_least_float32
 from ranksearch.factorize.statistics import Layer, LayerStatistics, Moments, groups_of
 from ranksearch.plan import SCHEMES, check_scheme
 
@@ -39,9 +39,7 @@ def as_rows(values: Tensor, layer: nn.Module) -> Tensor:
 
 def _moments(rows: Tensor, groups: int) -> Moments:
     """The moments of `[N, groups * size]`, computed in at least float32 where the rows are."""
-    if rows.dtype in (torch.float16, torch.bfloat16):
-        rows = rows.float()
-    grouped = rows.reshape(len(rows), groups, -1).transpose(0, 1)
+    grouped = at_least_float32(rows).reshape(len(rows), groups, -1).transpose(0, 1)
     mean = grouped.mean(1)
     centred = grouped - mean[:, None]
     return Moments(len(rows), mean.cpu().double(), (centred.mT @ centred).cpu().double())
@@ -49,8 +47,7 @@ def _moments(rows: Tensor, groups: int) -> Moments:
 
 def _moments_of_patches(patches: Tensor) -> Moments:
     """The moments of `[n, groups, fan_in, positions]`, which is overwritten."""
-    if patches.dtype in (torch.float16, torch.bfloat16):
-        patches = patches.float()
+    patches = at_least_float32(patches)
     mean = patches.mean((0, 3))
     patches -= mean[:, :, None]
     count = len(patches) * patches.shape[3]

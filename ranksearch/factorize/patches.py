@@ -114,21 +114,24 @@ class Taps:
 
     def unfolded(self, values: Tensor) -> Iterator[Tensor]:
         """All patches of a batch of inputs, some maps at a time: `[n, groups, fan_in, positions]`, to keep."""
-        top, bottom, left, right = self.padding
-        mode = "constant" if self.mode == "zeros" else self.mode
         numbers = values[0].numel() * self.kernel[0] * self.kernel[1]
         maps = max(1, UNFOLDED_NUMBERS // numbers)
         for start in range(0, len(values), maps):
-            padded = F.pad(values[start : start + maps], (left, right, top, bottom), mode=mode)
+            padded = self.with_all_padding(values[start : start + maps])
             patches = F.unfold(padded, self.kernel, self.dilation, 0, self.stride)
             yield patches.reshape(len(patches), self.groups, -1, patches.shape[2])
 
+    def with_all_padding(self, values: Tensor) -> Tensor:
+        """Maps with their padding, zeros too."""
+        top, bottom, left, right = self.padding
+        mode = "constant" if self.mode == "zeros" else self.mode
+        return F.pad(values, (left, right, top, bottom), mode=mode)
+
     def padded(self, values: Tensor) -> Tensor:
-        """A map with its padding, if that is other than zeros."""
+        """Maps with their padding, if that is other than zeros."""
         if self.mode == "zeros" or not any(self.padding):
             return values
-        top, bottom, left, right = self.padding
-        return F.pad(values, (left, right, top, bottom), mode=self.mode)
+        return self.with_all_padding(values)
 
     def outputs(self, height: int, width: int) -> int:
         """Positions of one map."""
@@ -149,6 +152,11 @@ class Taps:
 
 
 Block = tuple[Run, Run]
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Values in a precision that sums of their products can be taken in."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _far_from_zero(values: Tensor) -> bool:
@@ -193,9 +201,7 @@ class PatchMoments:
 
     def see(self, values: Tensor) -> None:
         """Add the patches of a batch of inputs, `[N, in, H, W]`."""
-        values = values.detach()
-        if values.dtype in (torch.float16, torch.bfloat16):
-            values = values.float()
+        values = at_least_float32(values.detach())
         if _far_from_zero(values):
             values = values.cpu().double()
         self.count += len(values) * self.taps.outputs(*values.shape[2:])

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -28,7 +27,7 @@ from ranksearch.factorize.calibration import as_rows, estimating, evaluating, ob
 from ranksearch.factorize.decomposition import decompose
 from ranksearch.factorize.factors import Decomposition, grouped_weight
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear
-from ranksearch.factorize.patches import Taps
+from ranksearch.factorize.patches import Taps, at_least_float32
 from ranksearch.factorize.statistics import Layer, LayerStatistics
 from ranksearch.factorize.surgery import factorized_like, set_factors
 from ranksearch.plan import LayerChoice, RankPlan
@@ -164,9 +163,7 @@ def _corrected(layer: Layer, statistics: LayerStatistics, inputs: Tensor, target
         inputs: `[B, in, ...]`.
         target: `[B, out, ...]`.
     """
-    missed = target - layer(inputs)
-    if missed.dtype in (torch.float16, torch.bfloat16):
-        missed, inputs = missed.float(), inputs.float()
+    missed, inputs = at_least_float32(target - layer(inputs)), at_least_float32(inputs)
     rows = as_rows(missed, layer)
     shift, count = rows.mean(0), len(rows)
     missed = missed - (shift[:, None, None] if isinstance(layer, nn.Conv2d) else shift)
@@ -192,8 +189,7 @@ def _products(layer: Layer, inputs: Tensor, missed: Tensor) -> Tensor:
         rows = as_rows(inputs, layer)
         return (as_rows(missed, layer).mT @ (rows - rows.mean(0))).cpu().double()[None]
     taps = Taps.of(layer)
-    top, bottom, left, right = taps.padding
-    padded = F.pad(inputs, (left, right, top, bottom), mode="constant" if taps.mode == "zeros" else taps.mode)
+    padded = taps.with_all_padding(inputs)
     # As the outputs have no mean, a constant off the inputs, borders and all, changes nothing but the rounding.
     padded = padded - padded.mean((0, 2, 3), keepdim=True)
     # Such a sum over positions is what the gradient of a convolution's weight is.
