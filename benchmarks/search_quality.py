@@ -12,7 +12,6 @@ Parts can be given to several runs: --seeds, --schemes, --contestants. The last 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import logging
 import math
@@ -23,7 +22,6 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
-import numpy as np
 import optuna
 import schemes
 import search_rivals
@@ -61,19 +59,14 @@ SEARCHES: dict[str, tuple[Callable[[int], BaseSampler], int]] = {
 RULES = ("one ratio", "energy threshold", "ALDS-like", "AIMET-like", "BALF-like", "closed form")
 
 
-def splits(folder: Path) -> Splits:
+def splits(data: schemes.Data, folder: Path) -> Splits:
     """Training images but the held-out ones, some of these to choose on, and the test images to report on."""
-    data = schemes.read(folder)
-    images, labels = (
-        gzip.decompress((folder / f"t10k-{what}-ubyte.gz").read_bytes()) for what in ("images-idx3", "labels-idx1")
-    )
-    raw = torch.tensor(np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28).copy()).float()
-    test = ((raw / 255 - 0.286) / 0.353).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+    test, labels = schemes.decode(folder, "t10k")
     end = len(data.images) - schemes.HELD_OUT
     return Splits(
         TensorDataset(data.images[:end], data.labels[:end]),
         TensorDataset(data.images[end : end + VALIDATION], data.labels[end : end + VALIDATION]),
-        TensorDataset(test, torch.tensor(np.frombuffer(labels, np.uint8, offset=8).copy()).long()),
+        TensorDataset(test.contiguous(memory_format=torch.channels_last), labels),
         10,
     )
 
@@ -218,9 +211,10 @@ def main() -> None:
     logging.getLogger("ranksearch").setLevel(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     options.outputs.mkdir(parents=True, exist_ok=True)
-    data, figures, rows = splits(options.data), Figures(options.outputs / "figures.jsonl"), []
+    images = schemes.read(options.data)
+    data, figures, rows = splits(images, options.data), Figures(options.outputs / "figures.jsonl"), []
     for seed in options.seeds:
-        model = schemes.trained(options.network, seed, training, schemes.read(options.data), options.outputs)
+        model = schemes.trained(options.network, seed, training, images, options.outputs)
         for kinds in options.schemes:
             problem = problem_of(model, data, kinds, seed, options.steps)
             for name in options.contestants:

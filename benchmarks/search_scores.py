@@ -83,9 +83,10 @@ def main() -> None:
     options.outputs.mkdir(parents=True, exist_ok=True)
     file = options.outputs / "scores.jsonl"
     known = {line["key"]: line for line in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
-    data, results = search_quality.splits(options.data), {}
+    images, results = schemes.read(options.data), {}
+    data = search_quality.splits(images, options.data)
     for seed in options.seeds:
-        model = schemes.trained(options.network, seed, 1500, schemes.read(options.data), options.outputs)
+        model = schemes.trained(options.network, seed, 1500, images, options.outputs)
         problem = search_quality.problem_of(model, data, "all four", seed, options.steps[0])
         rows = []
         for plan in drawn(problem, options.plans, options.share, seed):
