@@ -6,7 +6,8 @@ the same factors, recalibration, fine-tuning and batches; a search is a study of
 down to an eighth.
 
 Everything is kept under --outputs, studies in one database and figures in one file, so a run that was stopped goes on.
-Parts can be given to several runs: --seeds, --schemes, --contestants. The last line is JSON.
+Parts can be given to several runs: --seeds, --schemes, --contestants, --report. A table is printed, search_quality.csv
+and search_quality.svg are written, and the last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, pstdev
 from typing import Any
 
 import optuna
 import schemes
+import search_report
 import search_rivals
 import torch
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
@@ -36,6 +37,7 @@ from ranksearch.datasets import Splits
 from ranksearch.guided import GuidedSampler
 from ranksearch.plan import RankPlan
 from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
+from ranksearch.proxies import Fisher, Mixture, Probes, Proxy, Relative, weighed
 from ranksearch.records import TrialRecord, read_trials
 from ranksearch.rules import Rule, SpaceSettings
 from ranksearch.search import StudySettings, open_study, run_trials
@@ -56,7 +58,17 @@ SEARCHES: dict[str, tuple[Callable[[int], BaseSampler], int]] = {
     "GP": (lambda seed: GPSampler(seed=seed), 0),
     "guided": (lambda seed: GuidedSampler(seed), 8),
 }
-RULES = ("one ratio", "energy threshold", "ALDS-like", "AIMET-like", "BALF-like", "closed form")
+RULES = ("one ratio", "energy threshold", "ALDS-like", "AIMET-like", "BALF-like")
+# The closed form with every proxy; the first is the default.
+CLOSED_FORMS: dict[str, Proxy] = {
+    "closed form": Relative(),
+    "closed form, Fisher": Fisher(),
+    "closed form, root of Fisher": Fisher(power=0.5),
+    "closed form, probes": Probes(),
+    "closed form, root of probes": Probes(power=0.5),
+    "closed form, Fisher and probes": Mixture([Fisher(power=0.5), Probes(power=0.5)]),
+}
+CONTESTANTS = [*RULES, *CLOSED_FORMS, *SEARCHES]
 
 
 def splits(data: schemes.Data, folder: Path) -> Splits:
@@ -81,22 +93,22 @@ def problem_of(model: nn.Module, data: Splits, kinds: str, seed: int, steps: int
 
 
 class Figures:
-    """Accuracies of plans after fine-tuning, on the test images; each is measured once and kept."""
+    """What plans reach after fine-tuning; each is measured once and kept."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        self.known = {row["key"]: row["accuracy"] for row in rows}
+        self.known = {row.pop("key"): row for row in rows}
 
-    def of(self, problem: Problem, plan: RankPlan, seed: int, steps: int) -> float:
-        """The test accuracy of a plan after so many steps."""
+    def of(self, problem: Problem, plan: RankPlan, seed: int, steps: int) -> dict[str, float]:
+        """Accuracy on the test images and loss on the validation images after so many steps."""
         key = json.dumps([seed, steps, plan.to_json()], sort_keys=True)
         if key not in self.known:
-            network, _ = evaluate_plan(problem, plan, replace(problem.recipe, steps=steps))
-            self.known[key] = evaluate(network, problem.test()).accuracy
+            network, result = evaluate_plan(problem, plan, replace(problem.recipe, steps=steps))
+            self.known[key] = {"accuracy": evaluate(network, problem.test()).accuracy, "loss": result.loss}
             with self.file.open("a") as file:
-                file.write(json.dumps({"key": key, "accuracy": self.known[key]}) + "\n")
-        return float(self.known[key])
+                file.write(json.dumps({"key": key, **self.known[key]}) + "\n")
+        return dict(self.known[key])
 
 
 def hypervolume(records: Sequence[TrialRecord], dense: int) -> float:
@@ -141,8 +153,9 @@ def contest(name: str, kinds: str, seed: int, problem: Problem, options: argpars
             found.append({"trials": count, "hypervolume": hypervolume(records[:count], dense)})
         return found
     trials, budgets = 0, [int(share * dense) for share in BUDGETS]
-    if name == "closed form":
-        plans = closed_form(problem, budgets)
+    if name in CLOSED_FORMS:
+        harms = weighed(problem.errors, CLOSED_FORMS[name].weights(problem))
+        plans = closed_form(replace(problem, harms=harms), budgets)
     elif name == "AIMET-like":
         losses, trials = search_rivals.alone(problem)
         plans = [search_rivals.equal_loss(problem, losses, budget) for budget in budgets]
@@ -150,35 +163,6 @@ def contest(name: str, kinds: str, seed: int, problem: Problem, options: argpars
         allocate = search_rivals.allocators(problem)[name]
         plans = [allocate(budget) for budget in budgets]
     return [{"trials": trials, "share": share, "plan": plan} for share, plan in zip(BUDGETS, plans, strict=True)]
-
-
-def report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Print means and spreads over seeds; give the means."""
-    means: dict[str, Any] = {}
-    for kinds in KINDS:
-        for steps in sorted({row["steps"] for row in rows if "steps" in row}):
-            shown = [row for row in rows if row["kinds"] == kinds and row.get("steps") == steps]
-            if not shown:
-                continue
-            print(f"\n{kinds}, test accuracy after {steps} steps, seeds {sorted({row['seed'] for row in shown})}")
-            print(f"{'':28}{'trials':>7}" + "".join(f"{share:>14.1%}" for share in BUDGETS))
-            for name, trials in dict.fromkeys((row["name"], row["trials"]) for row in shown):
-                cells = ""
-                for share in BUDGETS:
-                    picked = [r for r in shown if (r["name"], r["trials"], r["share"]) == (name, trials, share)]
-                    values = [100 * row["accuracy"] for row in picked if row["accuracy"] is not None]
-                    cells += f"{mean(values):>8.1f} +-{pstdev(values):>3.1f}" if values else f"{'-':>14}"
-                    if values:
-                        means[f"{kinds},{name},{trials},{share:g},{steps}"] = round(mean(values), 2)
-                print(f"{name:28}{trials:>7}{cells}")
-        volumes = [row for row in rows if row["kinds"] == kinds and "hypervolume" in row]
-        if volumes:
-            print(f"\n{kinds}, hypervolume of validation accuracy over log MACs (1 is perfect)")
-        for name, trials in dict.fromkeys((row["name"], row["trials"]) for row in volumes):
-            values = [r["hypervolume"] for r in volumes if (r["name"], r["trials"]) == (name, trials)]
-            means[f"{kinds},{name},{trials},hypervolume"] = round(mean(values), 5)
-            print(f"{name:28}{trials:>7}{mean(values):>9.4f} +-{pstdev(values):.4f}")
-    return means
 
 
 def main() -> None:
@@ -192,7 +176,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnet", choices=schemes.NETWORKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--schemes", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--contestants", nargs="+", default=[*RULES, *SEARCHES], choices=[*RULES, *SEARCHES])
+    parser.add_argument("--contestants", nargs="+", default=CONTESTANTS, choices=CONTESTANTS)
     parser.add_argument("--trials", nargs="+", type=int, default=[8, 32, 100])
     parser.add_argument("--steps", type=int, default=30, help="of a trial's fine-tuning")
     parser.add_argument("--report", nargs="*", type=int, default=[0, 50, 150, 400], help="steps before the test")
@@ -225,10 +209,13 @@ def main() -> None:
                         rows.append(facts)
                         continue
                     for steps in options.report:
-                        accuracy = None if plan is None else figures.of(problem, plan, seed, steps)
-                        rows.append({**facts, "steps": steps, "accuracy": accuracy})
-    means = report(rows)
-    (options.outputs / "search_quality.json").write_text(json.dumps(means, indent=1) + "\n")
+                        found = {} if plan is None else figures.of(problem, plan, seed, steps)
+                        rows.append({**facts, "steps": steps, **found})
+    means = search_report.table(rows)
+    for trials in options.trials:
+        search_report.compare(rows, ("guided", trials), ("BALF-like", 0))
+    search_report.write_csv(rows, options.outputs / "search_quality.csv")
+    search_report.picture(rows, options.outputs / "search_quality.svg")
     print(json.dumps({"quick": options.quick, "torch": torch.__version__, **means}))
 
 

@@ -42,6 +42,7 @@ from ranksearch.guided import GuidedSampler
 from ranksearch.job import Job, run_profile, run_search
 from ranksearch.models import is_torchvision
 from ranksearch.problem import choose_device, describe_space
+from ranksearch.proxies import Proxy
 from ranksearch.schema import freeze, mergeable
 from ranksearch.search import check_sampler, open_study
 
@@ -165,7 +166,8 @@ def _prepare(cfg: DictConfig) -> Job:
     compared["dataset"] = {key: value for key, value in compared["dataset"].items() if key not in ("root", "workers")}
     # Unresolved, for what stands behind ${oc.env:...} belongs in no file.
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
-    return Job(config, settings, compared, device, splits, model, recipe, space, budget)
+    proxy = _build("proxy", config.proxy, Proxy)
+    return Job(config, settings, compared, device, splits, model, recipe, space, budget, proxy)
 
 
 def _open_study(job: Job) -> tuple[Study, BaseSampler]:

@@ -115,5 +115,5 @@ def closed_form(problem: Problem, budgets: Sequence[int]) -> list[RankPlan]:
         return problem.build(plan, COMPARED_ON)
 
     dense = predict(problem.model, problem.comparison)
-    proposals = (propose(problem.space, problem.errors, budget) for budget in budgets)
+    proposals = (propose(problem.space, problem.harms, budget) for budget in budgets)
     return [choose(plans, problem.errors, build, problem.comparison, dense) for plans in proposals]

@@ -26,6 +26,7 @@ class RunConfig:
     space: SpaceSettings
     cost: Any
     constraint: Constraint
+    proxy: Any
     sampler: Any
     pruner: Any
     fine_tune: Recipe

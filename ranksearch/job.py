@@ -23,6 +23,7 @@ from ranksearch.models import is_torchvision, weights_fit
 from ranksearch.problem import Problem, calibrate
 from ranksearch.profile import display, profile_rows, write_profile
 from ranksearch.progress import progress
+from ranksearch.proxies import Proxy, weighed
 from ranksearch.records import finished, front, pick, read_trials
 from ranksearch.report import format_table
 from ranksearch.search import run_trials
@@ -45,6 +46,7 @@ class Job:
         recipe: how to build it again without its weights: ``_target_`` and its arguments.
         space: what a trial may choose.
         budget: the highest cost of a feasible plan.
+        proxy: what errors are feared to do.
     """
 
     config: RunConfig
@@ -56,6 +58,7 @@ class Job:
     recipe: dict[str, Any]
     space: SearchSpace
     budget: int
+    proxy: Proxy
 
     @property
     def folder(self) -> Path:
@@ -113,7 +116,7 @@ def _calibrated(job: Job) -> Problem:
     config = job.config
     try:
         _train_baseline(job)
-        return calibrate(
+        problem = calibrate(
             job.model,
             job.splits,
             job.space,
@@ -123,6 +126,7 @@ def _calibrated(job: Job) -> Problem:
             config.seed,
             job.device,
         )
+        return replace(problem, harms=weighed(problem.errors, job.proxy.weights(problem)))
     except DivergedError as error:
         raise UserError(f"the baseline failed ({error}): lower baseline.learning_rate, or mend its weights") from None
 

@@ -74,6 +74,7 @@ class Problem:
         space: what a trial may choose.
         decompositions: layer name -> scheme -> decomposition, of every layer in the space.
         errors: layer name -> scheme -> the error that is expected at rank 0, 1, ...
+        harms: the same, weighed by what an error is feared to do to the network; see `proxies`.
         calibration: inputs to recalibrate with, each `[B, C, H, W]`.
         comparison: inputs to compare closed-form plans on, which no decomposition has seen.
         sequential: inputs to solve a plan's layers on one after another, `[B, C, H, W]`; None where each is solved by
@@ -92,6 +93,7 @@ class Problem:
     space: SearchSpace
     decompositions: Mapping[str, Mapping[str, Decomposition]]
     errors: Errors
+    harms: Errors
     calibration: tuple[Tensor, ...]
     comparison: tuple[Tensor, ...]
     sequential: Tensor | None
@@ -257,6 +259,7 @@ def calibrate(
         space=space,
         decompositions=decompositions,
         errors=errors,
+        harms=errors,
         calibration=images,
         comparison=comparison,
         sequential=drawn[unseen:][:in_turn] if in_turn > 1 else None,

@@ -216,7 +216,7 @@ def run_trials(
         KeyboardInterrupt: the person asked to stop; everything finished is in the study.
     """
     if isinstance(proposer, GuidedSampler):
-        study.sampler = proposer.knowing(problem.space, problem.errors, problem.budget)
+        study.sampler = proposer.knowing(problem.space, problem.harms, problem.budget)
     else:
         study.sampler = FeasibleSampler(proposer, problem.space, problem.budget)
     budgets = closed_form_budgets(problem, settings.closed_form_trials)[: settings.n_trials]

@@ -228,9 +228,9 @@ def test_accuracy_alone_may_be_the_objective(tmp_path: Path) -> None:
     assert "was made with other settings (objective: accuracy before, front now)" in again.stderr
 
 
-@pytest.mark.parametrize("sampler", ["random", "nsgaii", "tpe"])
-def test_other_samplers_serve(tmp_path: Path, sampler: str) -> None:
-    done = call(tmp_path, f"sampler={sampler}")
+@pytest.mark.parametrize(("sampler", "proxy"), [("random", "fisher"), ("nsgaii", "probes"), ("tpe", "mixed")])
+def test_other_samplers_and_proxies_serve(tmp_path: Path, sampler: str, proxy: str) -> None:
+    done = call(tmp_path, f"sampler={sampler}", f"proxy={proxy}")
     assert done.returncode == 0, done.stderr
     assert [row[1] for row in scores(tmp_path)] == ["COMPLETE"] * 3
 
@@ -268,6 +268,8 @@ BAD = {
     "objective=speed": r"objective=speed is unknown: use front, accuracy",
     "pruning.rungs=[1.5]": r"pruning.rungs=\[1.5\] are out of range: use shares from 0 to below 1",
     "+sampler.layer_spread=0": r"sampler.layer_spread=0 is out of range: use a number above 0",
+    "proxy=fihser": r"proxy=fihser does not exist: use one of fisher, mixed, probes, relative",
+    "proxy=fisher proxy.power=2": r"proxy.power=2 is out of range: use 0 to 1",
     "space.multiple_of=0": r"space.multiple_of=0 is out of range: use 1 or more",
     "calibration.sequential_images=1": r"calibration.sequential_images=1 is too few: use 2 or more, or 0",
     "seed=-1": r"seed=-1 is out of range: use 0 to",

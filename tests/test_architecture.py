@@ -22,7 +22,7 @@ FLOORS = [
     ["rules", "sampler"],
     ["problem"],
     ["trial", "closed_form"],
-    ["records"],
+    ["records", "proxies"],
     ["experience"],
     ["guided"],
     ["search", "pictures", "finalize", "progress"],

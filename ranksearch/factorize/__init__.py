@@ -1,6 +1,11 @@
 """Low-rank factorization of trained layers: torch only, usable on its own."""
 
-from ranksearch.factorize.calibration import collect_sensitivities, collect_statistics, recalibrate_batchnorm
+from ranksearch.factorize.calibration import (
+    collect_outputs,
+    collect_sensitivities,
+    collect_statistics,
+    recalibrate_batchnorm,
+)
 from ranksearch.factorize.decomposition import decompose, decompose_schemes
 from ranksearch.factorize.factors import Decomposition, Factors
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear, factorizing_could_speedup
@@ -20,6 +25,7 @@ __all__ = [
     "LowRankSolution",
     "Moments",
     "PatchMoments",
+    "collect_outputs",
     "collect_sensitivities",
     "collect_statistics",
     "decompose",

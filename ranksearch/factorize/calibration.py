@@ -161,6 +161,33 @@ def collect_statistics(
     return {name: observer.result() for name, observer in observers.items() if observer.calls}
 
 
+@torch.no_grad()
+def collect_outputs(model: nn.Module, batches: Iterable[Tensor], layers: Iterable[str]) -> dict[str, Moments]:
+    """Stream the moments of the named layers' outputs, in one pass; the model is left as it was.
+
+    Args:
+        model: in any mode; it runs in eval mode.
+        batches: inputs, `[B, ...]`, on the model's device.
+        layers: dotted names of convolutions and linear layers.
+
+    Returns:
+        Layer name -> moments of `[groups, out / groups]` numbers, of every layer that ran.
+    """
+    found: dict[str, Moments] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def observe(layer: Layer, _: object, output: Tensor) -> None:
+            found[name] = found.get(name, NOTHING) + _moments(as_rows(output, layer), groups_of(layer))
+
+        return observe
+
+    handles = [_layer(model, name).register_forward_hook(watch(name), prepend=True) for name in layers]
+    with _hooked(handles), evaluating(model):
+        for batch in batches:
+            model(batch)
+    return found
+
+
 def observe_inputs(layer: Layer, inputs: Tensor) -> LayerStatistics:
     """The statistics of one batch of a layer's inputs: of all numbers that an output is made from."""
     observer = _Observer(layer, split=True, inputs=True)

@@ -1,0 +1,107 @@
+"""A proxy weighs every scheme of every layer, by what an error of it does to the network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import CPU
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ranksearch.cost import MacsCost
+from ranksearch.datasets import Splits
+from ranksearch.errors import SettingError
+from ranksearch.factorize import collect_outputs
+from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
+from ranksearch.proxies import Fisher, Mixture, Probes, Proxy, Relative, Weights, weighed
+from ranksearch.rules import SpaceSettings
+from ranksearch.training import Recipe
+
+EVERY = [Relative(), Fisher(), Fisher(0.3), Probes(), Probes(0.5, 0.3), Mixture([Fisher(0.5), Probes(0.5)])]
+
+
+@pytest.mark.parametrize("proxy", EVERY, ids=repr)
+def test_every_scheme_has_a_weight_and_the_model_stays_as_it_was(proxy: Proxy, problem: Problem) -> None:
+    before = {name: tensor.clone() for name, tensor in problem.model.state_dict().items()}
+    weights = proxy.weights(problem)
+    assert {name: set(of_layer) for name, of_layer in weights.items()} == {
+        layer.spec.name: set(layer.schemes) for layer in problem.space.layers
+    }
+    assert all(0 < weight <= 1 for of_layer in weights.values() for weight in of_layer.values())
+    assert all(torch.equal(before[name], tensor) for name, tensor in problem.model.state_dict().items())
+
+
+def flat(weights: Weights) -> list[float]:
+    return [weight for of_layer in weights.values() for weight in of_layer.values()]
+
+
+@pytest.mark.parametrize("kind", [Fisher, Probes])
+def test_powers_lead_from_relative_to_the_proxy(kind: type[Fisher | Probes], problem: Problem) -> None:
+    whole = kind().weights(problem)
+    assert kind(0.0).weights(problem) == Relative().weights(problem)
+    assert flat(Mixture([kind(0.25), kind(0.75)]).weights(problem)) == pytest.approx(flat(whole))
+    assert len({round(weight, 9) for weight in flat(whole)}) > 1
+
+
+class TwoBranches(nn.Module):
+    """Two layers of one shape, of which one hardly counts."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.stem = nn.Conv2d(3, 8, 3)  # which the rules leave dense
+        self.loud, self.faint = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        both = self.loud(x) + self.share * self.faint(x)
+        out: Tensor = self.head(torch.relu(both).amax((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("proxy", [Fisher(), Probes()], ids=repr)
+def test_a_layer_that_hardly_counts_is_hardly_feared_for(proxy: Proxy, splits: Splits) -> None:
+    torch.manual_seed(0)
+    model = TwoBranches(0.1).eval()
+    with torch.no_grad():
+        model.faint.weight.copy_(model.loud.weight)
+    space = describe_space(model, splits, SpaceSettings(), MacsCost(), CPU)
+    problem = calibrate(model, splits, space, CalibrationSettings(128, 64), 10**9, Recipe(0), 0, CPU)
+    weights = proxy.weights(problem)
+    assert weights.keys() == {"loud", "faint"}
+    # Of one shape, weights and inputs, they differ in their share alone, and harm grows with about its square.
+    for scheme, weight in weights["faint"].items():
+        assert 0.003 < weight / weights["loud"][scheme] < 0.03
+
+
+@given(st.integers(1, 3), st.integers(0, 2**16))
+def test_moments_of_outputs_are_those_of_the_outputs(batches: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Flatten(), nn.Linear(6 * 9, 5))
+    images = [torch.randn(3, 4, 5, 5) for _ in range(batches)]
+    found = collect_outputs(model, images, ["0", "2"])
+    with torch.no_grad():
+        maps = model[0](torch.cat(images))
+        rows = {"0": maps.movedim(1, -1).reshape(-1, 2, 3), "2": model[2](model[1](maps))[:, None]}
+    for name, expected in rows.items():
+        assert found[name].count == len(expected)
+        for group in range(expected.shape[1]):
+            covariance = torch.cov(expected[:, group].T.double(), correction=0)
+            assert torch.allclose(found[name].covariance[group], covariance, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_scale_errors_alone() -> None:
+    errors = {"a": {"full": [1.0, 0.5, 0.0], "vertical": [1.0, 0.25]}}
+    assert weighed(errors, {"a": {"full": 0.5, "vertical": 2.0}}) == {
+        "a": {"full": [0.5, 0.25, 0.0], "vertical": [2.0, 0.5]}
+    }
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for make in (lambda: Fisher(1.5), lambda: Probes(-0.1), lambda: Probes(error=1.0), lambda: Mixture([])):
+        with pytest.raises(SettingError):
+            make()
+    with pytest.raises(SettingError, match="are no proxies"):
+        Mixture(["fisher"])  # type: ignore[list-item]  # as a config could say
