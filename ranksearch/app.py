@@ -175,7 +175,8 @@ def _open_study(job: Job) -> tuple[Study, BaseSampler]:
     config = job.config
     # Seen to before the storage is made, so that a sampler that cannot serve leaves no trace.
     pruner = _build("pruner", config.pruner, BasePruner)
-    check_sampler(_build_sampler(config, trials=0), pruner, job.space, job.budget, config.objective)
+    rungs = config.pruning.steps(config.fine_tune.steps)
+    check_sampler(_build_sampler(config, trials=0), pruner, rungs, job.space, job.budget, config.objective)
     storage = _build("storage", config.storage, BaseStorage)
     study = open_study(config.study.name, storage, job.compared, config.objective)
     study.pruner = pruner

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
@@ -29,8 +28,7 @@ class Progress:
             total=total, initial=done, desc=what, disable=not self._terminal, dynamic_ncols=True, leave=False
         )
         self._best = max((record for record in known if record.feasible), key=_rank, default=None)
-        self._start = time.monotonic()
-        self._new = 0
+        self._new, self._seconds = 0, 0.0
 
     def step(self, step: int, loss: float) -> None:
         """One training step is over."""
@@ -44,13 +42,14 @@ class Progress:
         """One trial is over."""
         self._done += 1
         self._new += 1
+        self._seconds += record.seconds
         better = record.result is not None and record.feasible
         if better and (self._best is None or _rank(record) > _rank(self._best)):
             self._best = record
         best = "none" if self._best is None else f"{_describe(self._best)} (trial {self._best.number})"
         self._bar.update(1)
         self._bar.set_postfix_str(f"best {best}", refresh=False)
-        left = (time.monotonic() - self._start) / self._new * max(0, self._total - self._done)
+        left = self._seconds / self._new * max(0, self._total - self._done)
         outcome = _describe(record) if record.result is not None else f"{record.state.lower()}: {record.reason}"
         log.info(
             "trial %d (%d of %d): %s in %.1f s; best %s; %d s left",

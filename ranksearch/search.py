@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -148,17 +148,33 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def check_sampler(
-    proposer: BaseSampler, pruner: BasePruner, space: SearchSpace, budget: int, objective: str = "front"
+    proposer: BaseSampler,
+    pruner: BasePruner,
+    rungs: Collection[int],
+    space: SearchSpace,
+    budget: int,
+    objective: str = "front",
 ) -> None:
     """See that a sampler and a pruner can serve a study like ours, on one that is thrown away.
+
+    Args:
+        proposer: the sampler.
+        pruner: of one objective.
+        rungs: steps of a trial's fine-tuning at which the pruner is asked.
+        space: what is searched.
+        budget: highest cost of a plan.
+        objective: one of `OBJECTIVES`.
 
     Raises:
         SettingError: one cannot.
     """
     directions = DIRECTIONS[: len(OBJECTIVES[objective])]
-    if len(directions) > 1 and not isinstance(pruner, NopPruner):
-        advice = "cannot serve two objectives: use pruner=none, or objective=accuracy"
-        raise SettingError("pruner", type(pruner).__name__, advice)
+    if not isinstance(pruner, NopPruner):
+        advice = "has nothing to judge without rungs and fine-tuning: set pruning.rungs, or use pruner=none"
+        if len(directions) > 1:
+            advice = "cannot serve two objectives: use pruner=none, or objective=accuracy"
+        if len(directions) > 1 or not rungs:
+            raise SettingError("pruner", type(pruner).__name__, advice)
     if isinstance(proposer, GuidedSampler):
         return
     study = optuna.create_study(directions=directions, sampler=FeasibleSampler(proposer, space, budget))

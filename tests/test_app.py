@@ -265,6 +265,7 @@ BAD = {
     "model._target_=collections.Counter ~model.depth": r"_target_=collections.Counter gives a Counter: it must",
     "dataset._target_=collections.Counter": r"collections.Counter gives a Counter: it must give a Splits",
     "pruner=median": r"pruner=MedianPruner cannot serve two objectives: use pruner=none, or objective=accuracy",
+    "pruner=median objective=accuracy fine_tune=none": r"pruner=MedianPruner has nothing to judge",
     "objective=speed": r"objective=speed is unknown: use front, accuracy",
     "pruning.rungs=[1.5]": r"pruning.rungs=\[1.5\] are out of range: use shares from 0 to below 1",
     "+sampler.layer_spread=0": r"sampler.layer_spread=0 is out of range: use a number above 0",
