@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from ranksearch.allocation import Indices, OptionTable
 from ranksearch.layer_weights import LogWeights, learn
 from ranksearch.plan import SCHEMES
-from ranksearch.records import RESULT
+from ranksearch.records import RESULT, undominated
 from ranksearch.space import Errors, SearchSpace, Value
 
 Array = NDArray[np.float64]
@@ -158,12 +158,8 @@ class Experience:
 
     def points(self) -> list[Point]:
         """Logarithm of the cost, and accuracy, of the trials that no other beats in both, by rising cost."""
-        found: list[Point] = []
-        trials = zip(np.log(self.costs), self.accuracies, strict=True)
-        for cost, accuracy in sorted(trials, key=lambda point: (point[0], -point[1])):
-            if not found or accuracy > found[-1][1]:
-                found.append((float(cost), float(accuracy)))
-        return found
+        points = list(zip(np.log(self.costs).tolist(), self.accuracies.tolist(), strict=True))
+        return [points[place] for place in undominated(points)]
 
     def next_budget(self, generator: np.random.Generator) -> float:
         """A budget between two points of the front that have most cost and accuracy between them.

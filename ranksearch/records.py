@@ -97,10 +97,21 @@ def front(records: Sequence[TrialRecord]) -> list[FrontPoint]:
         for record in records
         if record.feasible and record.result is not None
     ]
-    best: list[FrontPoint] = []
-    for point in sorted(feasible, key=lambda p: (p.result.macs, -p.result.accuracy, p.number)):
-        if not best or point.result.accuracy > best[-1].result.accuracy:
-            best.append(point)
+    feasible.sort(key=lambda point: point.number)
+    places = undominated([(point.result.macs, point.result.accuracy) for point in feasible])
+    return [feasible[place] for place in places]
+
+
+def undominated(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of the points that no other beats in both, by rising cost; of equals, the first.
+
+    Args:
+        points: cost and accuracy.
+    """
+    best: list[int] = []
+    for place in sorted(range(len(points)), key=lambda place: (points[place][0], -points[place][1])):
+        if not best or points[place][1] > points[best[-1]][1]:
+            best.append(place)
     return best
 
 
