@@ -24,6 +24,8 @@ Point = tuple[float, float]
 
 # Gaps of the front at its ends count from this width on, in the logarithm of costs.
 LEAST_GAP = 0.05
+# Share of trials that rival a point of the front at its own cost.
+RIVALS = 0.5
 
 
 @dataclass(frozen=True)
@@ -162,15 +164,37 @@ class Experience:
         return [points[place] for place in undominated(points)]
 
     def next_budget(self, generator: np.random.Generator) -> float:
-        """A budget between two points of the front that have most cost and accuracy between them.
+        """A budget in the front's widest gap, or that of a point of the front, for a better plan to take its place.
 
         Trials that still run, or have no place on the front, stand on the line between the points around them: a gap
         where trials bring nothing is worth less the more there were.
         """
         lowest, highest = self.options.space.lowest_budget(self.options.budget), self.options.budget
-        tried = [math.log(cost) for cost in self.tried.values()]
-        low, high = widest_gap(self.points(), tried, math.log(lowest), math.log(highest))
-        return min(max(math.exp(generator.uniform(low, high)), lowest), highest)
+        points, ends = self.points(), (math.log(lowest), math.log(highest))
+        if points and generator.random() < RIVALS:
+            worth = worth_rivalling(points, *ends)
+            budget = math.exp(points[int(generator.choice(len(points), p=worth))][0])
+        else:
+            tried = [math.log(cost) for cost in self.tried.values()]
+            budget = math.exp(generator.uniform(*widest_gap(points, tried, *ends)))
+        return min(max(budget, lowest), highest)
+
+
+def worth_rivalling(points: Sequence[Point], lowest: float, highest: float) -> Array:
+    """How likely each point of a front should be rivalled: by the area above it that a better plan would share in.
+
+    Args:
+        points: cost and accuracy, both rising.
+        lowest: cost from which on the front is looked for.
+        highest: cost up to which it is.
+    """
+    costs, accuracies = (np.array(values) for values in zip(*points, strict=True))
+    widths = np.diff(np.clip(np.append(costs, highest), lowest, highest)) + LEAST_GAP
+    # What is left to gain is not known; the best so far, and a tenth more, stands for it.
+    heights = accuracies.max() - accuracies + 0.1 * max(float(np.ptp(accuracies)), 1e-6)
+    areas = widths * heights
+    shares: Array = areas / areas.sum()
+    return shares
 
 
 def widest_gap(points: Sequence[Point], tried: Sequence[float], lowest: float, highest: float) -> tuple[float, float]:

@@ -1,9 +1,10 @@
 """A sampler that knows the problem: it starts from the closed form's errors and learns where they mislead.
 
 A proposal is the plan of least weighted error within a budget. The budget lies where the front has its widest gap, or
-is the constraint's, where accuracy is the only objective. The weights are by turns the likeliest after all trials, and
-drawn from what is believed of them (Thompson sampling): without trials the first is the plan of least total error, and
-every trial teaches more about the layers and schemes that this misjudges. Whatever is drawn, the plan is feasible.
+at a point of the front, or is the constraint's, where accuracy is the only objective. The weights are by turns the
+likeliest after all trials, and drawn from what is believed of them (Thompson sampling): without trials the first is the
+plan of least total error, and every trial teaches more about the layers and schemes that this misjudges. Whatever is
+drawn, the plan is feasible.
 """
 
 from __future__ import annotations
