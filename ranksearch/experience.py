@@ -24,8 +24,8 @@ Point = tuple[float, float]
 
 # Gaps of the front at its ends count from this width on, in the logarithm of costs.
 LEAST_GAP = 0.05
-# Share of trials that rival a point of the front at its own cost.
-RIVALS = 0.5
+# One trial of so many is at the lowest or the highest budget.
+ENDS_EVERY = 5
 
 
 @dataclass(frozen=True)
@@ -163,38 +163,24 @@ class Experience:
         points = list(zip(np.log(self.costs).tolist(), self.accuracies.tolist(), strict=True))
         return [points[place] for place in undominated(points)]
 
-    def next_budget(self, generator: np.random.Generator) -> float:
-        """A budget in the front's widest gap, or that of a point of the front, for a better plan to take its place.
+    def next_budget(self, number: int, generator: np.random.Generator) -> float:
+        """A budget in the front's widest gap, or at one of its ends.
 
-        Trials that still run, or have no place on the front, stand on the line between the points around them: a gap
-        where trials bring nothing is worth less the more there were.
+        An end has a gap on one side only and would never be tried again, and the upper one is what the constraint asks
+        for. Trials that still run, or have no place on the front, stand on the line between the points around them: a
+        gap where trials bring nothing is worth less the more there were.
+
+        Args:
+            number: of the trial that is proposed.
+            generator: of the place within a gap.
         """
         lowest, highest = self.options.space.lowest_budget(self.options.budget), self.options.budget
-        points, ends = self.points(), (math.log(lowest), math.log(highest))
-        if points and generator.random() < RIVALS:
-            worth = worth_rivalling(points, *ends)
-            budget = math.exp(points[int(generator.choice(len(points), p=worth))][0])
-        else:
-            tried = [math.log(cost) for cost in self.tried.values()]
-            budget = math.exp(generator.uniform(*widest_gap(points, tried, *ends)))
-        return min(max(budget, lowest), highest)
-
-
-def worth_rivalling(points: Sequence[Point], lowest: float, highest: float) -> Array:
-    """How likely each point of a front should be rivalled: by the area above it that a better plan would share in.
-
-    Args:
-        points: cost and accuracy, both rising.
-        lowest: cost from which on the front is looked for.
-        highest: cost up to which it is.
-    """
-    costs, accuracies = (np.array(values) for values in zip(*points, strict=True))
-    widths = np.diff(np.clip(np.append(costs, highest), lowest, highest)) + LEAST_GAP
-    # What is left to gain is not known; the best so far, and a tenth more, stands for it.
-    heights = accuracies.max() - accuracies + 0.1 * max(float(np.ptp(accuracies)), 1e-6)
-    areas = widths * heights
-    shares: Array = areas / areas.sum()
-    return shares
+        if number % ENDS_EVERY == ENDS_EVERY - 1:
+            # Two at one end, then two at the other, so that each has an even number and an odd one.
+            return lowest if number // ENDS_EVERY % 4 < 2 else highest
+        tried = [math.log(cost) for cost in self.tried.values()]
+        low, high = widest_gap(self.points(), tried, math.log(lowest), math.log(highest))
+        return min(max(math.exp(generator.uniform(low, high)), lowest), highest)
 
 
 def widest_gap(points: Sequence[Point], tried: Sequence[float], lowest: float, highest: float) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """A sampler that knows the problem: it starts from the closed form's errors and learns where they mislead.
 
 A proposal is the plan of least weighted error within a budget. The budget lies where the front has its widest gap, or
-at a point of the front, or is the constraint's, where accuracy is the only objective. The weights are by turns the
+at one of its ends, or is the constraint's, where accuracy is the only objective. The weights are by turns the
 likeliest after all trials, and drawn from what is believed of them (Thompson sampling): without trials the first is the
 plan of least total error, and every trial teaches more about the layers and schemes that this misjudges. Whatever is
 drawn, the plan is feasible.
@@ -98,7 +98,7 @@ class GuidedSampler(BaseSampler):
         for draw in range(DRAWS):
             budget = float(options.budget)
             if len(study.directions) > 1:
-                budget = experience.next_budget(generator)
+                budget = experience.next_budget(trial.number, generator)
             if draw == 0 and trial.number % 2 == 0:
                 view = int(np.argmax(likely))
                 weights = beliefs[view].mean

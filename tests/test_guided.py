@@ -13,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 
 from ranksearch.cost import MacsCost, NetworkCost
 from ranksearch.errors import SettingError
-from ranksearch.experience import widest_gap, worth_rivalling
+from ranksearch.experience import widest_gap
 from ranksearch.factorize import LayerProfile
 from ranksearch.guided import GuidedSampler
 from ranksearch.plan import LayerSpec, RankPlan
@@ -179,16 +179,6 @@ def test_the_widest_gap_lies_where_cost_and_accuracy_are_apart() -> None:
     assert widest_gap([(2.0, 0.5), (2.1, 0.6)], [], 0.0, 2.1) == (0.0, 2.0)
 
 
-def test_points_are_rivalled_by_the_area_that_a_better_plan_would_share_in() -> None:
-    points = [(0.0, 0.5), (1.0, 0.7), (1.1, 0.8), (2.0, 0.9)]
-    worth = worth_rivalling(points, 0.0, 2.0)
-    assert worth.sum() == pytest.approx(1)
-    assert worth.argmax() == 0  # the widest and lowest
-    assert worth[2] > worth[1]  # less far from the best, but far wider
-    assert (worth > 0).all()
-    assert worth_rivalling(points[:1], 0.0, 0.0).tolist() == [1.0]
-
-
 def test_trials_go_where_the_front_has_gaps() -> None:
     space = deep_space(8)
     errors, budget = fading_errors(space), space.cost.dense // 2
@@ -197,6 +187,8 @@ def test_trials_go_where_the_front_has_gaps() -> None:
     costs = sorted(math.log(space.cost.of(plan)) for plan in plans)
     assert costs[-1] - costs[0] > 0.8 * math.log(budget / space.lowest_budget(budget))
     assert max(b - a for a, b in itertools.pairwise(costs)) < 0.25 * (costs[-1] - costs[0])
+    ends = (space.lowest_budget(budget), budget)
+    assert all(sum(0.97 * end <= space.cost.of(plan) <= end for plan in plans) > 1 for end in ends)
 
 
 @pytest.mark.parametrize("name", ["layer_spread", "scheme_spread"])
