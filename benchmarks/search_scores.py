@@ -41,7 +41,6 @@ from ranksearch.training import evaluate, train
 Row = dict[str, Any]
 SHORT = (10, 30, 50)  # lengths of fine-tuning that a trial could afford
 WARM = 10  # steps of a trial that starts from a finished one
-ELASTIC = (400, 1600)  # steps of the one elastic network
 
 
 def drawn(
@@ -252,7 +251,7 @@ def measured(problem: Problem, judge: Judge, kept: Kept, options: argparse.Names
         return found
 
     groups = [kept.of(["warm", *what, *counts], lambda: warm_scores(problem, judge, plans))]
-    groups += [elastic(steps) for steps in ELASTIC]
+    groups += [elastic(steps) for steps in options.elastic]
     groups.append([own(plan) for plan in plans])
     rows = {plan: dict(ChainMap(*of_plan)) for plan, *of_plan in zip(plans, *groups, strict=True)}
     results = {}
@@ -272,6 +271,7 @@ def main() -> None:
     parser.add_argument("--near", type=int, default=12, help="plans around the closed form's")
     parser.add_argument("--far", type=int, default=10, help="plans of rules and at random")
     parser.add_argument("--share", type=float, default=0.125)
+    parser.add_argument("--elastic", nargs="*", type=int, default=[400, 1600], help="steps of the elastic network")
     parser.add_argument("--long", type=int, default=400, help="steps to the end")
     options = parser.parse_args()
     logging.getLogger("ranksearch").setLevel(logging.WARNING)

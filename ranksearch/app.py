@@ -39,12 +39,12 @@ from ranksearch.cost import CostModel
 from ranksearch.datasets import Splits
 from ranksearch.errors import SettingError, UserError
 from ranksearch.guided import GuidedSampler
-from ranksearch.job import Job, run_profile, run_search
+from ranksearch.job import Job, run_export, run_profile, run_search
 from ranksearch.models import is_torchvision
 from ranksearch.problem import choose_device, describe_space
 from ranksearch.proxies import Proxy
 from ranksearch.schema import freeze, mergeable
-from ranksearch.search import check_sampler, open_study
+from ranksearch.study import check_sampler, open_study
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,11 @@ def _run(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     try:
         try:
-            job = _prepare(cfg)
+            plain, config = _read(cfg)
+            if config.task == "export":
+                run_export(config)
+                return
+            job = _prepare(cfg, plain, config)
             search = _open_study(job) if job.config.task == "search" else None
         except UserError:
             _forget_run(Path(hydra_config.runtime.output_dir), Path(cfg.outputs))
@@ -143,13 +147,17 @@ def _forget_run(folder: Path, outputs: Path) -> None:
             empty.rmdir()
 
 
-def _prepare(cfg: DictConfig) -> Job:
-    """Build every object and make every check; whatever the person got wrong shows here."""
+def _read(cfg: DictConfig) -> tuple[dict[str, Any], RunConfig]:
+    """Resolve and check the configuration, as plain values and frozen ones."""
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]} is not set: add {missing[0]}=... to the command")
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    config: RunConfig = freeze(RunConfig, plain)
+    return plain, freeze(RunConfig, plain)
+
+
+def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
+    """Build every object and make every check; whatever the person got wrong shows here."""
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # ranksearch tells of trials in its own words

@@ -7,14 +7,16 @@ from typing import Any
 
 from ranksearch.baseline import BaselineSettings
 from ranksearch.errors import SettingError
+from ranksearch.export import FORMATS
 from ranksearch.finalize import FinalizeSettings
 from ranksearch.problem import CalibrationSettings
 from ranksearch.pruning import PruningSettings
 from ranksearch.rules import SpaceSettings
-from ranksearch.search import OBJECTIVES, Constraint, StudySettings
+from ranksearch.search import Constraint, StudySettings
+from ranksearch.study import OBJECTIVES
 from ranksearch.training import Recipe
 
-TASKS = ("search", "profile")
+TASKS = ("search", "profile", "export")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class RunConfig:
     pruning: PruningSettings = field(default_factory=PruningSettings)
     task: str = "search"
     objective: str = "front"
+    format: str = "plain"
     seed: int = 0
     device: str = "auto"
     worker: int = 0
@@ -46,6 +49,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise SettingError("task", self.task, f"is unknown: use {', '.join(TASKS)}")
+        if self.format not in FORMATS:
+            raise SettingError("format", self.format, f"is unknown: use {', '.join(FORMATS)}")
         if self.objective not in OBJECTIVES:
             raise SettingError("objective", self.objective, f"is unknown: use {', '.join(OBJECTIVES)}")
         for what, limit in (("seed", 2**31), ("worker", 10**6)):

@@ -17,7 +17,7 @@ from ranksearch.errors import PlanError
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Give a neighbour to write to, and rename it to the file once the block ends well; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     neighbour = path.with_name(f".{path.name}.{os.getpid()}")
@@ -30,7 +30,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, content: str) -> None:
     """Write text in UTF-8, in one step."""
-    with _replacing(path) as neighbour:
+    with replacing(path) as neighbour:
         neighbour.write_text(content, encoding="utf-8")
 
 
@@ -41,7 +41,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_weights(path: Path, model: nn.Module) -> None:
     """Write a model's parameters and buffers as safetensors, in one step; tied ones once."""
-    with _replacing(path) as neighbour:
+    with replacing(path) as neighbour:
         save_model(model, str(neighbour))
 
 

@@ -17,8 +17,9 @@ from ranksearch.baseline import train_or_read
 from ranksearch.config import RunConfig
 from ranksearch.datasets import Splits
 from ranksearch.errors import DivergedError, UserError
+from ranksearch.export import export
 from ranksearch.finalize import Finalized, finalize
-from ranksearch.loading import is_trusted
+from ranksearch.loading import is_trusted, load, read_plan_file
 from ranksearch.models import is_torchvision, weights_fit
 from ranksearch.problem import Problem, calibrate
 from ranksearch.profile import display, profile_rows, write_profile
@@ -64,6 +65,21 @@ class Job:
     def folder(self) -> Path:
         """Where the artifacts go."""
         return Path(self.config.outputs) / self.config.study.name
+
+
+def run_export(config: RunConfig) -> None:
+    """Write the network that a search ended with in another format.
+
+    Raises:
+        UserError: there is none, or the format cannot hold it.
+    """
+    best = Path(config.outputs) / config.study.name / "best"
+    entries = read_plan_file(best)
+    # A builder that this very configuration names is as trusted as the configuration.
+    own = {key: value for key, value in config.model.items() if key not in ("name", "smallest_input", "weights")}
+    built = {key: value for key, value in entries["model"].items() if key not in ("num_classes", "weights")}
+    network = load(best, trust=own == built)
+    export(network, entries["input_shape"], best / "export", config.format)
 
 
 def run_profile(job: Job) -> None:

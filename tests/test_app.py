@@ -12,6 +12,7 @@ import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import optuna
@@ -126,6 +127,18 @@ def test_schemes_are_in_the_trials_the_tables_the_report_and_the_profile(
     total = rows.pop("whole network")
     saved = sum(int(row["macs"]) - int(row["macs_of_plan"]) for row in rows.values())
     assert int(total["macs"]) - int(total["macs_of_plan"]) == saved
+
+
+def test_what_a_search_ends_with_can_be_exported(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    done = call(ran[0], "task=export")
+    assert done.returncode == 0, done.stderr
+    file = ran[0] / "outputs" / STUDY / "best" / "export" / "plain" / "network.py"
+    assert f"export: written to outputs/{file.relative_to(ran[0] / 'outputs')}" in done.stdout
+    network = ranksearch.load(ran[0] / "outputs" / STUDY / "best")
+    scope: dict[str, Any] = {"__name__": "there", "__file__": str(file)}
+    exec(file.read_text(), scope)
+    images = torch.randn(3, 3, 8, 8)
+    assert torch.equal(scope["load"]()(images), network(images))
 
 
 class Links(HTMLParser):
@@ -261,11 +274,13 @@ BAD = {
     "sampler._target_=nowhere.Sampler": r"sampler._target_=nowhere.Sampler cannot be imported",
     "model.depth=21": r"model.depth=21 is not 6n \+ 2",
     "device=quantum": r"device=quantum cannot be used",
-    "task=dance": r"task=dance is unknown: use search, profile",
+    "task=dance": r"task=dance is unknown: use search, profile, export",
     "model._target_=collections.Counter ~model.depth": r"_target_=collections.Counter gives a Counter: it must",
     "dataset._target_=collections.Counter": r"collections.Counter gives a Counter: it must give a Splits",
     "pruner=median": r"pruner=MedianPruner cannot serve two objectives: use pruner=none, or objective=accuracy",
     "pruner=median objective=accuracy fine_tune=none": r"pruner=MedianPruner has nothing to judge",
+    "task=export format=tensorflow": r"format=tensorflow is unknown: use plain, torch_export, onnx, state_dict",
+    "task=export": r"plan.json does not exist: name the folder that a search wrote",
     "objective=speed": r"objective=speed is unknown: use front, accuracy",
     "pruning.rungs=[1.5]": r"pruning.rungs=\[1.5\] are out of range: use shares from 0 to below 1",
     "+sampler.layer_spread=0": r"sampler.layer_spread=0 is out of range: use a number above 0",

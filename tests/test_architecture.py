@@ -16,8 +16,8 @@ FLOORS = [
     ["errors"],
     ["pruning", "plan", "files", "schema", "models", "datasets", "storage"],
     ["factorize"],
-    ["cost", "loading", "training"],
-    ["allocation", "baseline", "layer_weights"],
+    ["cost", "loading", "training", "plain"],
+    ["allocation", "baseline", "layer_weights", "export"],
     ["space"],
     ["rules", "sampler"],
     ["problem"],
@@ -25,6 +25,7 @@ FLOORS = [
     ["records", "proxies"],
     ["experience"],
     ["guided"],
+    ["study"],
     ["search", "pictures", "finalize", "progress"],
     ["report", "profile", "config"],
     ["artifacts"],
@@ -37,9 +38,11 @@ HOMES = {
     "omegaconf": {"app"},
     "torchvision": {"models", "datasets"},
     "sklearn": {"datasets"},
-    "optuna": {"sampler", "experience", "guided", "storage", "records", "search", "job", "app"},
+    "optuna": {"sampler", "experience", "guided", "storage", "records", "study", "search", "job", "app"},
     "matplotlib": {"pictures"},
     "tqdm": {"progress"},
+    "onnxruntime": {"export"},
+    "onnxscript": {"export"},
 }
 
 

@@ -26,8 +26,9 @@ from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.pruning import PruningSettings
 from ranksearch.records import FrontPoint, TrialRecord, finished, front, read_trials
-from ranksearch.search import StudySettings, closed_form_budgets, closed_form_plans, open_study, run_trials
+from ranksearch.search import StudySettings, closed_form_budgets, closed_form_plans, run_trials
 from ranksearch.storage import sqlite
+from ranksearch.study import OBJECTIVES, open_study
 from ranksearch.training import Recipe
 from ranksearch.trial import TrialResult, evaluate_plan
 
@@ -161,7 +162,7 @@ def test_an_interrupted_trial_is_not_counted_and_its_plan_comes_first_again(
 def test_a_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
     code = textwrap.dedent(f"""
         import optuna, time
-        from ranksearch.search import open_study
+        from ranksearch.study import open_study
         from ranksearch.storage import sqlite
 
         study = open_study("s", sqlite({str(tmp_path / "db")!r}), {{}})
@@ -254,7 +255,7 @@ def hopeless_third(problem: Problem, study: Study, monkeypatch: pytest.MonkeyPat
     return read_trials(study)
 
 
-@pytest.mark.parametrize("objective", search.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_hopeless_trial_is_pruned_and_says_against_which(
     problem: Problem, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:

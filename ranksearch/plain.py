@@ -1,0 +1,184 @@
+"""A network written out as a Python file: the stock modules of torch that it is made of, and one forward.
+
+Whoever gets the file needs torch and nothing else. The forward is what `torch.fx` traces in eval mode, so what a module
+does in training only is gone.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ranksearch.errors import UserError
+
+OTHERWISE = "use format=torch_export, which takes any network that torch.export can follow"
+# Where functions of a traced graph may come from.
+STOCK = ("torch", "_operator", "math", "builtins")
+
+
+def write_plain(network: nn.Module) -> tuple[str, dict[str, Tensor]]:
+    """Write a network as source code.
+
+    Args:
+        network: in eval mode; maps one tensor to one tensor.
+
+    Returns:
+        Source of a module with a class ``Network``, and the state that fits it.
+
+    Raises:
+        UserError: the network's control flow depends on its input, or it is made of more than torch's own modules.
+    """
+    try:
+        graph = _Tracer(network).trace(network)
+    except Exception as error:  # whatever someone's forward does with what stands for its input
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"the network cannot be traced ({reason}): {OTHERWISE}") from error
+    lines: list[str] = []
+    state: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
+    for node in graph.nodes:
+        target = str(node.target)
+        if node.op not in ("call_module", "get_attr") or target in names:
+            continue
+        names[target] = name = _identifier(target, set(names.values()))
+        if node.op == "call_module":
+            module = network.get_submodule(target)
+            lines.append(f"self.{name} = {_constructor(module, target)}")
+            state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        else:
+            value = _attribute(network, target)
+            lines.append(f'self.register_buffer("{name}", torch.empty({tuple(value.shape)}, dtype={value.dtype}))')
+            state[name] = value.detach()
+    for node in graph.nodes:
+        node.type = None  # annotations of the network's own code may name anything
+        if node.op in ("call_module", "get_attr"):
+            node.target = names[str(node.target)]
+    code = graph.python_code("self")
+    used = {name: value for name, value in code.globals.items() if re.search(rf"\b{re.escape(name)}\b", code.src)}
+    return _source(lines, code.src, _imports(used)), {key: value.clone() for key, value in state.items()}
+
+
+class _Tracer(fx.Tracer):
+    """Looks into every module but torch's own and those that do nothing in eval mode, as dropped paths do."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.idle = {module for module in network.modules() if _does_nothing(module)}
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return module in self.idle or super().is_leaf_module(module, name)
+
+
+@torch.no_grad()
+def _does_nothing(module: nn.Module) -> bool:
+    """Whether a module, not of torch's own, without state or children gives back the very tensor that it is given."""
+    if _is_stock(module) or module.training or any(True for _ in module.children()) or module.state_dict():
+        return False
+    given = torch.zeros(1, 1, 1, 1)
+    try:
+        return module(given) is given
+    except Exception:  # it takes something else
+        return False
+
+
+def _is_stock(module: nn.Module) -> bool:
+    return getattr(nn, type(module).__name__, None) is type(module)
+
+
+def _identifier(target: str, taken: set[str]) -> str:
+    """A dotted name as an attribute's."""
+    name = re.sub(r"\W", "_", target)
+    if not name.isidentifier() or hasattr(nn.Module, name):
+        name = f"layer_{name}"
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _attribute(network: nn.Module, target: str) -> Tensor:
+    owner, _, name = target.rpartition(".")
+    value = getattr(network.get_submodule(owner), name)
+    if not isinstance(value, Tensor):
+        raise UserError(f"'{target}' of the network is a {type(value).__name__} and no tensor: {OTHERWISE}")
+    return value
+
+
+def _constructor(module: nn.Module, target: str) -> str:
+    """The call that makes a module like this one; torch keeps most arguments as attributes of the same names."""
+    if _does_nothing(module):
+        return "nn.Identity()"
+    kind = type(module)
+    if not _is_stock(module):
+        raise UserError(f"'{target}' is a {kind.__module__}.{kind.__qualname__}, not of torch.nn: {OTHERWISE}")
+    given = []
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if name in ("device", "dtype") or not hasattr(module, name):
+            continue
+        value = getattr(module, name)
+        if name == "bias" or isinstance(value, Tensor):
+            value = value is not None
+        if isinstance(value, tuple) and len(value) > 1 and len(set(value)) == 1:
+            value = value[0]  # (3, 3) says no more than 3
+        if value == parameter.default:
+            continue
+        try:
+            ast.literal_eval(repr(value))
+        except (ValueError, SyntaxError):
+            raise UserError(f"{name}={value!r} of '{target}' cannot be written down: {OTHERWISE}") from None
+        required = parameter.default is inspect.Parameter.empty
+        given.append(repr(value) if required else f"{name}={value!r}")
+    return f"nn.{kind.__name__}({', '.join(given)})"
+
+
+def _imports(names: Mapping[str, Any]) -> list[str]:
+    """Import what the traced code names, beside torch."""
+    lines = []
+    for name, value in names.items():
+        if name == "torch" or value is type(None):
+            continue
+        home = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", "builtins")
+        line, what = f"import {home} as {name}", home
+        if not inspect.ismodule(value):
+            line, what = f"from {home} import {value.__qualname__} as {name}", f"{home}.{value.__qualname__}"
+        if home.partition(".")[0] not in STOCK:
+            raise UserError(f"the network calls {what}, which is not torch's: {OTHERWISE}")
+        if home != "builtins":
+            lines.append(line)
+    return lines
+
+
+def _source(modules: list[str], forward: str, imports: list[str]) -> str:
+    body = "\n".join(f"        {line}" for line in modules)
+    method = "\n".join(f"    {line}".rstrip() for line in forward.strip().splitlines())
+    return f'''"""A network of torch's own modules, written by ranksearch. It needs torch and nothing else."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+{chr(10).join(imports)}
+
+
+class Network(nn.Module):
+    """Use `load` for the trained one."""
+
+    def __init__(self):
+        super().__init__()
+{body}
+
+{method}
+
+
+def load():
+    """The network with its weights, in eval mode."""
+    network = Network()
+    weights = Path(__file__).with_name("weights.pt")
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return network.eval()
+'''
