@@ -39,7 +39,7 @@ from ranksearch.cost import CostModel
 from ranksearch.datasets import Splits
 from ranksearch.errors import SettingError, UserError
 from ranksearch.guided import GuidedSampler
-from ranksearch.job import Job, run_export, run_profile, run_search
+from ranksearch.job import Job, run_export, run_finalize, run_profile, run_search
 from ranksearch.models import is_torchvision
 from ranksearch.problem import choose_device, describe_space
 from ranksearch.proxies import Proxy
@@ -119,12 +119,16 @@ def _run(cfg: DictConfig) -> None:
                 run_export(config)
                 return
             job = _prepare(cfg, plain, config)
-            search = _open_study(job) if job.config.task == "search" else None
+            search = _open_study(job) if config.task in ("search", "finalize") else None
+            if config.task == "finalize" and search is not None and not search[0].trials:
+                raise UserError(f"study '{config.study.name}' has no trial to finalize: run task=search first")
         except UserError:
             _forget_run(Path(hydra_config.runtime.output_dir), Path(cfg.outputs))
             raise
         if search is None:
             run_profile(job)
+        elif config.task == "finalize":
+            run_finalize(job, search[0])
         else:
             run_search(job, *search)
     except UserError as error:

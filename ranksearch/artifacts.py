@@ -109,7 +109,8 @@ def write_artifacts(
     write_trials(folder / "trials.csv", records)
     write_front(folder / "front.json", name, problem, points)
     tuned = f"{config.fine_tune.steps} fine-tuning steps, seed {config.seed}"
-    longer = f"{config.finalize.steps} fine-tuning steps, seed {config.seed}"
+    seeds = ", ".join(str(tuned.seed) for tuned in finalized.tuned) if finalized else str(config.seed)
+    longer = f"{config.finalize.steps} fine-tuning steps, seed {seeds}"
     notes = {
         "trials": f"accuracy on the validation split after {tuned}",
         "picked plan": f"accuracy on the test split after {longer}",

@@ -9,6 +9,7 @@ from ranksearch.baseline import BaselineSettings
 from ranksearch.errors import SettingError
 from ranksearch.export import FORMATS
 from ranksearch.finalize import FinalizeSettings
+from ranksearch.picking import PickSettings
 from ranksearch.problem import CalibrationSettings
 from ranksearch.pruning import PruningSettings
 from ranksearch.rules import SpaceSettings
@@ -16,7 +17,7 @@ from ranksearch.search import Constraint, StudySettings
 from ranksearch.study import OBJECTIVES
 from ranksearch.training import Recipe
 
-TASKS = ("search", "profile", "export")
+TASKS = ("search", "finalize", "profile", "export")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class RunConfig:
     baseline: BaselineSettings
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     finalize: FinalizeSettings = field(default_factory=FinalizeSettings)
+    pick: PickSettings = field(default_factory=PickSettings)
     pruning: PruningSettings = field(default_factory=PruningSettings)
     task: str = "search"
     objective: str = "front"

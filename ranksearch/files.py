@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -37,6 +40,32 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write plain JSON values in one step; numbers that JSON lacks (NaN, infinities) are refused."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+class DamagedError(Exception):
+    """A file that is not as it was written."""
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values with a checksum, in one step."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    with replacing(path) as neighbour:
+        neighbour.write_bytes(hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read what `write_state` wrote.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        DamagedError: its checksum does not fit.
+    """
+    content = path.read_bytes()
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        raise DamagedError(f"{path} is damaged: its checksum does not fit")
+    state: dict[str, Any] = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+    return state
 
 
 def write_weights(path: Path, model: nn.Module) -> None:

@@ -1,23 +1,29 @@
-"""The picked plan, fine-tuned longer and measured on the test split, once."""
+"""The picked plan, fine-tuned longer, from several seeds if asked for, and measured on the test split."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean, pstdev
 from typing import Any
 
+from torch import nn
+
+from ranksearch.checkpoint import Checkpoint
 from ranksearch.errors import PlanError, SettingError
 from ranksearch.loading import WEIGHTS_FILE, read_plan_file, save_network
 from ranksearch.problem import Problem
 from ranksearch.records import FrontPoint
 from ranksearch.training import Evaluation, evaluate
-from ranksearch.trial import evaluate_plan
+from ranksearch.trial import TrialResult, evaluate_plan
 
 log = logging.getLogger(__name__)
+UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,34 @@ class FinalizeSettings:
 
     Attributes:
         steps: of its fine-tuning, with the recipe of the trials otherwise.
+        seeds: how many fine-tunings, each with batches of its own; the spread between them says what a difference is
+            worth.
+        checkpoint_every: steps after which the fine-tuning is kept, to go on from after an interruption.
     """
 
     steps: int = 200
+    seeds: int = 1
+    checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise SettingError("steps", self.steps, "is negative: use 0 or more")
+        for what, least in (("steps", 0), ("seeds", 1), ("checkpoint_every", 1)):
+            if getattr(self, what) < least:
+                raise SettingError(what, getattr(self, what), f"is out of range: use {least} or more")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One long fine-tuning.
+
+    Attributes:
+        seed: of its batches.
+        validation: the network on the validation split.
+        test: on the test split.
+    """
+
+    seed: int
+    validation: Evaluation
+    test: Evaluation
 
 
 @dataclass(frozen=True)
@@ -40,14 +67,38 @@ class Finalized:
     """The end of a search, on the test split.
 
     Attributes:
-        trial: number of the picked trial.
+        point: the picked trial.
+        steps: of every fine-tuning.
         dense: the dense model.
-        factorized: the picked plan after the longer fine-tuning.
+        before: the picked plan before any fine-tuning.
+        tuned: after the longer fine-tuning, one for each seed.
     """
 
-    trial: int
+    point: FrontPoint
+    steps: int
     dense: Evaluation
-    factorized: Evaluation
+    before: Evaluation
+    tuned: tuple[Tuned, ...]
+
+    @property
+    def saved(self) -> Tuned:
+        """The one whose network is written: the most accurate on the validation split."""
+        return max(self.tuned, key=lambda tuned: tuned.validation.accuracy)
+
+    @property
+    def accuracy(self) -> float:
+        """On the test split, the mean over seeds."""
+        return mean(tuned.test.accuracy for tuned in self.tuned)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the same over seeds."""
+        return pstdev(tuned.test.accuracy for tuned in self.tuned)
+
+    def said(self) -> str:
+        """The accuracy on the test split as text, with its spread where there are several seeds."""
+        several = f" +- {100 * self.spread:.2f} over {len(self.tuned)} seeds" if len(self.tuned) > 1 else ""
+        return f"{self.accuracy:.2%}{several}"
 
 
 def finalize(
@@ -61,7 +112,8 @@ def finalize(
 ) -> Finalized:
     """Fine-tune the picked plan, read the test split, and write the network.
 
-    A folder that already holds this very pick is read instead, so that running again reads no test image.
+    A folder that already holds this very pick is read instead, so that running again reads no test image. What an
+    interruption leaves is taken up again.
 
     Args:
         problem: that was searched.
@@ -76,35 +128,71 @@ def finalize(
         DivergedError: the fine-tuning's loss is not finite.
     """
     settings_hash = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
+    seeds = [problem.seed + index for index in range(settings.seeds)]
     made_from = {
         "study": study,
         "settings": settings_hash,
         "trial": picked.number,
         "fine_tune_steps": settings.steps,
+        "fine_tune_seeds": seeds,
     }
     known = _read(folder, made_from, picked)
     if known is not None:
         log.info("finalize: %s already holds trial %d", folder, picked.number)
         return known
-    log.info("finalize: fine-tuning trial %d for %d steps", picked.number, settings.steps)
-    network, result = evaluate_plan(problem, picked.result.plan, replace(problem.recipe, steps=settings.steps))
-    finalized = Finalized(picked.number, evaluate(problem.model, problem.test()), evaluate(network, problem.test()))
-    facts = {
-        **made_from,
+    tuned, best, best_result = [], None, None
+    for seed in seeds:
+        log.info("finalize: fine-tuning trial %d for %d steps, seed %d", picked.number, settings.steps, seed)
+        network, result = _tune(problem, picked, settings, seed, {**made_from, "fine_tune_seeds": seed}, folder)
+        found = Evaluation(result.accuracy, result.loss)
+        tuned.append(Tuned(seed, found, evaluate(network, problem.test())))
+        if best_result is None or result.accuracy > best_result.accuracy:
+            best, best_result = network, result
+    assert best is not None
+    assert best_result is not None
+    before = evaluate(problem.build(picked.result.plan), problem.test())
+    finalized = Finalized(picked, settings.steps, evaluate(problem.model, problem.test()), before, tuple(tuned))
+    save_network(folder, best, picked.result.plan, recipe, {**made_from, **_facts(problem, best_result, finalized)})
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    return finalized
+
+
+def _tune(
+    problem: Problem,
+    picked: FrontPoint,
+    settings: FinalizeSettings,
+    seed: int,
+    made_from: Mapping[str, Any],
+    folder: Path,
+) -> tuple[nn.Module, TrialResult]:
+    """One long fine-tuning, from where it was interrupted."""
+    long = replace(problem.recipe, steps=settings.steps)
+    known = json.dumps({**made_from, "recipe": vars(long), "plan": picked.result.plan.to_json()}, sort_keys=True)
+    checkpoint = Checkpoint(folder / UNFINISHED / f"seed-{seed}.checkpoint", known, settings.checkpoint_every)
+    return evaluate_plan(replace(problem, seed=seed), picked.result.plan, long, checkpoint=checkpoint)
+
+
+def _facts(problem: Problem, result: TrialResult, finalized: Finalized) -> dict[str, Any]:
+    saved = finalized.saved
+    return {
+        "seed": saved.seed,
         "input_shape": list(problem.splits.input_shape),
         "macs": result.macs,
         "dense_macs": problem.space.cost.dense,
         "params": result.params,
         "dense_params": problem.params,
         "speedup": result.speedup,
-        "validation": {
-            "dense": vars(problem.baseline),
-            "factorized": {"accuracy": result.accuracy, "loss": result.loss},
+        "validation": {"dense": vars(problem.baseline), "factorized": vars(saved.validation)},
+        "test": {
+            "dense": vars(finalized.dense),
+            "before_fine_tuning": vars(finalized.before),
+            "factorized": vars(saved.test),
         },
-        "test": {"dense": vars(finalized.dense), "factorized": vars(finalized.factorized)},
+        "seeds": [
+            {"seed": tuned.seed, "validation": vars(tuned.validation), "test": vars(tuned.test)}
+            for tuned in finalized.tuned
+        ],
     }
-    save_network(folder, network, picked.result.plan, recipe, facts)
-    return finalized
 
 
 def _read(folder: Path, made_from: Mapping[str, Any], picked: FrontPoint) -> Finalized | None:
@@ -114,6 +202,11 @@ def _read(folder: Path, made_from: Mapping[str, Any], picked: FrontPoint) -> Fin
         if not same or not (folder / WEIGHTS_FILE).exists() or entries["layers"] != picked.result.plan.to_json():
             return None
         test = entries["test"]
-        return Finalized(picked.number, Evaluation(**test["dense"]), Evaluation(**test["factorized"]))
+        tuned = tuple(
+            Tuned(entry["seed"], Evaluation(**entry["validation"]), Evaluation(**entry["test"]))
+            for entry in entries["seeds"]
+        )
+        dense, before = Evaluation(**test["dense"]), Evaluation(**test["before_fine_tuning"])
+        return Finalized(picked, entries["fine_tune_steps"], dense, before, tuned)
     except (PlanError, KeyError, TypeError):
         return None

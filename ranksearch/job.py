@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,12 @@ from ranksearch.export import export
 from ranksearch.finalize import Finalized, finalize
 from ranksearch.loading import is_trusted, load, read_plan_file
 from ranksearch.models import is_torchvision, weights_fit
+from ranksearch.picking import pick
 from ranksearch.problem import Problem, calibrate
 from ranksearch.profile import display, profile_rows, write_profile
 from ranksearch.progress import progress
 from ranksearch.proxies import Proxy, weighed
-from ranksearch.records import finished, front, pick, read_trials
+from ranksearch.records import finished, front, read_trials
 from ranksearch.report import format_table
 from ranksearch.search import run_trials
 from ranksearch.space import SearchSpace
@@ -107,17 +110,46 @@ def run_search(job: Job, study: Study, proposer: BaseSampler) -> None:
         UserError: the training of the baseline or of the picked plan diverged, or no trial completed.
         KeyboardInterrupt: the person asked to stop; everything finished is kept.
     """
-    config, folder = job.config, job.folder
     problem = _calibrated(job)
-    finalized: Finalized | None = None
-    try:
+    with _written_at_the_end(job, problem, study) as finish:
         _run_trials(job, problem, study, proposer)
-        points = front(read_trials(study))
-        if not points:
+        finish()
+
+
+def run_finalize(job: Job, study: Study) -> None:
+    """Pick a trial of a study, fine-tune it for long, and write what came of it.
+
+    Args:
+        job: what was searched.
+        study: that keeps the trials.
+
+    Raises:
+        UserError: there is no trial as asked for, or the fine-tuning diverged.
+        KeyboardInterrupt: the person asked to stop; the fine-tuning goes on from its last checkpoint.
+    """
+    problem = _calibrated(job)
+    with _written_at_the_end(job, problem, study) as finish:
+        finish()
+
+
+@contextmanager
+def _written_at_the_end(job: Job, problem: Problem, study: Study) -> Iterator[Callable[[], None]]:
+    """Give what finalizes the picked trial, and write the artifacts, also when the block ends early."""
+    config, folder = job.config, job.folder
+    finalized: Finalized | None = None
+
+    def finish() -> None:
+        nonlocal finalized
+        records = read_trials(study)
+        if not front(records):
             raise UserError(_why_none_completed(study))
+        picked = pick(records, config.pick, problem.baseline.accuracy)
         finalized = finalize(
-            problem, config.study.name, pick(points), config.finalize, job.recipe, job.compared, folder / "best"
+            problem, config.study.name, picked, config.finalize, job.recipe, job.compared, folder / "best"
         )
+
+    try:
+        yield finish
     except DivergedError as error:
         raise UserError(f"finalizing failed ({error}), all trials are kept: lower fine_tune.learning_rate") from None
     finally:

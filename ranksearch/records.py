@@ -113,8 +113,3 @@ def undominated(points: Sequence[tuple[float, float]]) -> list[int]:
         if not best or points[place][1] > points[best[-1]][1]:
             best.append(place)
     return best
-
-
-def pick(points: Sequence[FrontPoint]) -> FrontPoint:
-    """The point that is worth finalizing: the most accurate one that meets the constraint."""
-    return points[-1]

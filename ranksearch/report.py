@@ -45,40 +45,23 @@ def summary_rows(
     """
     dense = problem.space.cost.dense
 
-    def row(label: str, macs: int, params: int, validation: float, test: float | None) -> tuple[str, ...]:
-        speedup, share = f"{problem.speedup(macs):.2f}x", f"{validation:.2%}"
-        return (
-            label,
-            f"{macs / 1e6:.2f} M",
-            speedup,
-            f"{params / 1e6:.3f} M",
-            share,
-            "" if test is None else f"{test:.2%}",
-        )
+    def row(label: str, macs: int, params: int, validation: float, test: str = "") -> tuple[str, ...]:
+        speedup = f"{problem.speedup(macs):.2f}x"
+        return (label, f"{macs / 1e6:.2f} M", speedup, f"{params / 1e6:.3f} M", f"{validation:.2%}", test)
 
     rows: list[tuple[str, ...]] = [("", "MACs", "speedup", "params", "validation", "test")]
-    rows.append(
-        row("dense", dense, problem.params, problem.baseline.accuracy, finalized.dense.accuracy if finalized else None)
-    )
-    picked = finalized.trial if finalized else -1
-    for point in points:
-        if point.number == picked and finalized:
-            result = point.result
-            rows.append(
-                row(
-                    f"picked: trial {picked}",
-                    result.macs,
-                    result.params,
-                    result.accuracy,
-                    finalized.factorized.accuracy,
-                )
-            )
-    rest = [point for point in points if point.number != picked]
+    on_test = f"{finalized.dense.accuracy:.2%}" if finalized else ""
+    rows.append(row("dense", dense, problem.params, problem.baseline.accuracy, on_test))
+    if finalized:
+        picked = finalized.point.result
+        label = f"picked: trial {finalized.point.number}"
+        rows.append(row(label, picked.macs, picked.params, picked.accuracy, finalized.said()))
+    rest = [point for point in points if finalized is None or point.number != finalized.point.number]
     count = min(others, len(rest))
     chosen = [rest[round(index * (len(rest) - 1) / max(count - 1, 1))] for index in range(count)]
     for point in reversed(chosen):
         result = point.result
-        rows.append(row(f"trial {point.number}", result.macs, result.params, result.accuracy, None))
+        rows.append(row(f"trial {point.number}", result.macs, result.params, result.accuracy))
     return rows
 
 
@@ -119,10 +102,10 @@ def write_report(
         notes: label -> text, said beside the figures: splits, fine-tuning steps, seeds.
     """
     counts = {state: sum(record.state == state for record in records) for state in ("COMPLETE", "PRUNED", "FAIL")}
-    picked = finalized.trial if finalized else -1
+    picked = finalized.point.number if finalized else -1
     parts = [
         f"<h1>ranksearch: {escape(study)}</h1>",
-        f'<p class="headline">{_headline(problem, points, finalized)}</p>',
+        f'<p class="headline">{_headline(finalized)}</p>',
     ]
     trials = ", ".join(f"{count} {state.lower()}" for state, count in counts.items())
     parts.append(f"<p>Trials: {trials}.</p><ul>")
@@ -137,7 +120,7 @@ def write_report(
     )
     if points:
         parts.append(_front_table(points, picked))
-        shown = next((point for point in points if point.number == picked), points[-1])
+        shown = finalized.point if finalized else points[-1]
         parts.append("<h2>Scheme and latent size of every layer</h2>")
         parts.append(
             _figure(
@@ -158,13 +141,13 @@ def write_report(
     write_text(path, page + "\n")
 
 
-def _headline(problem: Problem, points: Sequence[FrontPoint], finalized: Finalized | None) -> str:
+def _headline(finalized: Finalized | None) -> str:
     if finalized is None:
         return "No plan has been finalized yet."
-    speedup = next((point.result.speedup for point in points if point.number == finalized.trial), 0.0)
     return (
-        f"{speedup:.2f}x fewer MACs at {finalized.factorized.accuracy:.2%} test accuracy "
-        f"(dense: {finalized.dense.accuracy:.2%}), trial {finalized.trial}."
+        f"{finalized.point.result.speedup:.2f}x fewer MACs at {finalized.said()} test accuracy after {finalized.steps} "
+        f"fine-tuning steps ({finalized.before.accuracy:.2%} before them; dense: {finalized.dense.accuracy:.2%}), "
+        f"trial {finalized.point.number}."
     )
 
 

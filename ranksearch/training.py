@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ranksearch.checkpoint import Checkpoint
 from ranksearch.errors import DivergedError, SettingError
 
 
@@ -78,6 +79,7 @@ def train(
     recipe: Recipe,
     teacher: nn.Module | None = None,
     on_step: Callable[[int, float], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Train a model in place, and leave it in eval mode.
 
@@ -87,14 +89,16 @@ def train(
         recipe: how.
         teacher: the dense model, in eval mode, whose predictions the recipe's ``distillation`` follows.
         on_step: is told the step, from 1, and its loss.
+        checkpoint: where to go on from, and to keep what is done.
 
     Raises:
         DivergedError: the loss is not finite any more.
     """
     optimizer = _optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
+    done = _restore(checkpoint, model, optimizer, schedule, batches) if checkpoint is not None else 0
     model.train()
-    for step in range(1, recipe.steps + 1):
+    for step in range(done + 1, recipe.steps + 1):
         images, labels = next(batches)
         loss = _loss(model, images, labels, recipe, teacher)
         if not bool(torch.isfinite(loss)):
@@ -106,7 +110,34 @@ def train(
         schedule.step()
         if on_step is not None:
             on_step(step, loss.item())
+        if checkpoint is not None and checkpoint.is_due(step, recipe.steps):
+            states = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+            }
+            checkpoint.write({"step": step, "random": torch.get_rng_state(), **states})
     model.eval()
+
+
+def _restore(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    batches: Iterator[tuple[Tensor, Tensor]],
+) -> int:
+    """Go on from a checkpoint, as if training had never stopped; tell the steps that are done."""
+    state = checkpoint.read()
+    if state is None:
+        return 0
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    for _ in range(state["step"]):
+        next(batches)
+    torch.set_rng_state(state["random"])
+    return int(state["step"])
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ranksearch.checkpoint import Checkpoint
 from ranksearch.cost import count_params
 from ranksearch.datasets import endless_batches
 from ranksearch.plan import RankPlan
@@ -77,6 +78,7 @@ def evaluate_plan(
     recipe: Recipe,
     rungs: Collection[int] = (),
     on_rung: Callable[[int, float], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[nn.Module, TrialResult]:
     """Build a plan's network, fine-tune it and score it on the validation split.
 
@@ -86,6 +88,7 @@ def evaluate_plan(
         recipe: the fine-tuning.
         rungs: numbers of its steps, before the last, after which the network is evaluated.
         on_rung: is told the step and the accuracy then; what it raises ends the trial.
+        checkpoint: where the fine-tuning goes on from, and is kept.
 
     Returns:
         The network, in eval mode, and its result.
@@ -116,7 +119,7 @@ def evaluate_plan(
             data = endless_batches(
                 problem.splits.train, recipe.batch_size, problem.device, problem.seed, problem.splits.workers
             )
-            train(network, data, recipe, teacher=problem.model, on_step=look)
+            train(network, data, recipe, teacher=problem.model, on_step=look, checkpoint=checkpoint)
         with watch.stage("evaluate"):
             after = evaluate(network, problem.validation())
     macs = problem.space.cost.of(plan)

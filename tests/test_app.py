@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,26 @@ def test_schemes_are_in_the_trials_the_tables_the_report_and_the_profile(
     total = rows.pop("whole network")
     saved = sum(int(row["macs"]) - int(row["macs_of_plan"]) for row in rows.values())
     assert int(total["macs"]) - int(total["macs_of_plan"]) == saved
+
+
+def test_another_trial_can_be_finalized(ran: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    shutil.copytree(ran[0] / "outputs", tmp_path / "outputs")
+    done = call(tmp_path, "task=finalize", "pick.trial=1", "finalize.seeds=2")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^picked: trial 1 .* +\d+\.\d+% \+- \d+\.\d+ over 2 seeds$", done.stdout, re.M)
+    entries = json.loads((tmp_path / "outputs" / STUDY / "best" / "plan.json").read_text())
+    jsonschema.validate(entries, json.loads((ROOT / "docs" / "schemas" / "plan-1.json").read_text()))
+    assert (entries["trial"], entries["fine_tune_seeds"]) == (1, [0, 1])
+    assert scores(tmp_path) == scores(ran[0])  # no trial was added
+    done = call(tmp_path, "task=finalize", "pick.speedup=99")
+    assert done.returncode == 2
+    assert re.search(r"^ranksearch: pick.speedup=99 exceeds \d.*: lower it", done.stderr, re.M)
+
+
+def test_nothing_can_be_finalized_before_a_search(tmp_path: Path) -> None:
+    done = call(tmp_path, "task=finalize")
+    assert done.returncode == 2
+    assert re.search(r"^ranksearch: .*no trial.*: run task=search first", done.stderr, re.M)
 
 
 def test_what_a_search_ends_with_can_be_exported(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -274,13 +295,14 @@ BAD = {
     "sampler._target_=nowhere.Sampler": r"sampler._target_=nowhere.Sampler cannot be imported",
     "model.depth=21": r"model.depth=21 is not 6n \+ 2",
     "device=quantum": r"device=quantum cannot be used",
-    "task=dance": r"task=dance is unknown: use search, profile, export",
+    "task=dance": r"task=dance is unknown: use search, finalize, profile, export",
     "model._target_=collections.Counter ~model.depth": r"_target_=collections.Counter gives a Counter: it must",
     "dataset._target_=collections.Counter": r"collections.Counter gives a Counter: it must give a Splits",
     "pruner=median": r"pruner=MedianPruner cannot serve two objectives: use pruner=none, or objective=accuracy",
     "pruner=median objective=accuracy fine_tune=none": r"pruner=MedianPruner has nothing to judge",
     "task=export format=tensorflow": r"format=tensorflow is unknown: use plain, torch_export, onnx, state_dict",
     "task=export": r"plan.json does not exist: name the folder that a search wrote",
+    "pick.trial=1 pick.speedup=2": r"pick.trial=1 cannot go with speedup: give one of them",
     "objective=speed": r"objective=speed is unknown: use front, accuracy",
     "pruning.rungs=[1.5]": r"pruning.rungs=\[1.5\] are out of range: use shares from 0 to below 1",
     "+sampler.layer_spread=0": r"sampler.layer_spread=0 is out of range: use a number above 0",

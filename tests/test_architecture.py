@@ -15,7 +15,7 @@ PACKAGE = ROOT / "ranksearch"
 FLOORS = [
     ["errors"],
     ["pruning", "plan", "files", "schema", "models", "datasets", "storage"],
-    ["factorize"],
+    ["factorize", "checkpoint"],
     ["cost", "loading", "training", "plain"],
     ["allocation", "baseline", "layer_weights", "export"],
     ["space"],
@@ -23,7 +23,7 @@ FLOORS = [
     ["problem"],
     ["trial", "closed_form"],
     ["records", "proxies"],
-    ["experience"],
+    ["experience", "picking"],
     ["guided"],
     ["study"],
     ["search", "pictures", "finalize", "progress"],

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ranksearch.checkpoint import Checkpoint
 from ranksearch.datasets import Splits, batches, endless_batches
 from ranksearch.errors import DivergedError, SettingError
 from ranksearch.models import cifar_resnet
@@ -80,3 +83,48 @@ def test_evaluation_does_not_depend_on_the_batch_size(splits: Splits, trained: n
     whole, parts = (evaluate(trained, batches(splits.validation, size, CPU)) for size in (360, 7))
     assert whole.accuracy == parts.accuracy
     assert whole.loss == pytest.approx(parts.loss, rel=1e-4)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stopped_after(stop: int, path: Path, splits: Splits, recipe: Recipe) -> nn.Module:
+    """Train until a step, as one who is interrupted there, then once more to the end."""
+
+    def interrupt(step: int, _: float) -> None:
+        if step == stop:
+            raise StoppedError
+
+    for on_step in (interrupt, None):
+        model = fresh()
+        data = endless_batches(splits.train, recipe.batch_size, CPU, seed=1)
+        with suppress(StoppedError):
+            train(model, data, recipe, on_step=on_step, checkpoint=Checkpoint(path, "this", every=3))
+    return model
+
+
+@pytest.mark.parametrize("stop", [2, 3, 7, 8])
+def test_an_interrupted_training_ends_as_if_it_had_not_been(stop: int, splits: Splits, tmp_path: Path) -> None:
+    recipe = Recipe(steps=8)
+    whole, again = trained_copy(splits, recipe), stopped_after(stop, tmp_path / "there" / "it", splits, recipe)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+    state = Checkpoint(tmp_path / "there" / "it", "this").read()
+    assert state is not None
+    assert state["step"] == 8
+    assert Checkpoint(tmp_path / "there" / "it", "another").read() is None
+
+
+def test_a_damaged_checkpoint_is_noticed_and_not_used(
+    splits: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, recipe = tmp_path / "it", Recipe(steps=4)
+    stopped_after(3, path, splits, recipe)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    whole, again = trained_copy(splits, recipe), fresh()
+    data = endless_batches(splits.train, recipe.batch_size, CPU, seed=1)
+    train(again, data, recipe, checkpoint=Checkpoint(path, "this"))
+    assert "is damaged" in caplog.text
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
