@@ -1,5 +1,6 @@
 """ranksearch finds the latent size of every layer of a trained network."""
 
+from ranksearch.applying import apply
 from ranksearch.errors import PlanError, UserError
 from ranksearch.factorize import (
     collect_statistics,
@@ -17,6 +18,7 @@ __all__ = [
     "PlanError",
     "RankPlan",
     "UserError",
+    "apply",
     "collect_statistics",
     "decompose",
     "decompose_schemes",

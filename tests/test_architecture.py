@@ -17,7 +17,7 @@ FLOORS = [
     ["pruning", "plan", "files", "schema", "models", "datasets", "storage"],
     ["factorize", "checkpoint"],
     ["cost", "loading", "training", "plain"],
-    ["allocation", "baseline", "layer_weights", "export"],
+    ["allocation", "baseline", "layer_weights", "export", "applying"],
     ["space"],
     ["rules", "sampler"],
     ["problem"],
