@@ -1,4 +1,4 @@
-"""What a run leaves behind: `trials.csv`, `front.json` and `report.html`."""
+"""What a run leaves behind: `trials.csv`, `front.json`, `report.html` and `run.json`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ranksearch.config import RunConfig
 from ranksearch.files import write_json, write_text
 from ranksearch.finalize import Finalized
 from ranksearch.problem import Problem
+from ranksearch.provenance import run_record
 from ranksearch.records import FrontPoint, TrialRecord, front
 from ranksearch.report import format_table, summary_rows, write_report
 from ranksearch.trial import STAGES
@@ -21,13 +22,15 @@ FRONT_FORMAT = "ranksearch.front/1"
 COLUMNS = (
     "number",
     "state",
-    "accuracy",
+    "validation_accuracy",
     "macs",
     "params",
     "speedup",
     "seconds",
-    "accuracy_before_fine_tuning",
-    "loss",
+    "validation_accuracy_before_fine_tuning",
+    "validation_loss",
+    "fine_tune_steps",
+    "seed",
     "closed_form",
     "reason",
     "plan",
@@ -35,8 +38,8 @@ COLUMNS = (
 )
 
 
-def write_trials(path: Path, records: Sequence[TrialRecord]) -> None:
-    """Write a row per trial; accuracies and losses are those of the validation split, empty where there are none."""
+def write_trials(path: Path, problem: Problem, records: Sequence[TrialRecord]) -> None:
+    """Write a row per trial, empty where there is nothing to say."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -52,12 +55,14 @@ def write_trials(path: Path, records: Sequence[TrialRecord]) -> None:
         }
         if (result := record.result) is not None:
             row |= {
-                "accuracy": result.accuracy,
+                "validation_accuracy": result.accuracy,
                 "macs": result.macs,
                 "params": result.params,
                 "speedup": result.speedup,
-                "accuracy_before_fine_tuning": result.accuracy_before,
-                "loss": result.loss,
+                "validation_accuracy_before_fine_tuning": result.accuracy_before,
+                "validation_loss": result.loss,
+                "fine_tune_steps": problem.recipe.steps,
+                "seed": problem.seed,
                 "plan": json.dumps(result.plan.to_json()),
                 **{f"seconds_{stage}": round(result.seconds.get(stage, 0.0), 3) for stage in STAGES},
             }
@@ -66,12 +71,13 @@ def write_trials(path: Path, records: Sequence[TrialRecord]) -> None:
 
 
 def write_front(path: Path, study: str, problem: Problem, points: Sequence[FrontPoint]) -> None:
-    """Write the front by rising MACs; accuracies are those of the validation split."""
+    """Write the front by rising MACs, and how its figures were measured."""
     dense = {"accuracy": problem.baseline.accuracy, "macs": problem.space.cost.dense, "params": problem.params}
     entries = [
         {
             "trial": point.number,
             "accuracy": point.result.accuracy,
+            "accuracy_before_fine_tuning": point.result.accuracy_before,
             "macs": point.result.macs,
             "params": point.result.params,
             "speedup": point.result.speedup,
@@ -79,24 +85,33 @@ def write_front(path: Path, study: str, problem: Problem, points: Sequence[Front
         }
         for point in points
     ]
-    write_json(path, {"format": FRONT_FORMAT, "study": study, "dense": dense, "points": entries})
+    measured = {
+        "split": "validation",
+        "fine_tune_steps": problem.recipe.steps,
+        "seed": problem.seed,
+        "cost": problem.space.cost.model.unit,
+        "input_shape": list(problem.splits.input_shape),
+    }
+    write_json(path, {"format": FRONT_FORMAT, "study": study, "measured": measured, "dense": dense, "points": entries})
 
 
 def write_artifacts(
     folder: Path,
     config: RunConfig,
     settings: Mapping[str, Any],
+    compared: Mapping[str, Any],
     load_call: str,
     problem: Problem,
     records: Sequence[TrialRecord],
     finalized: Finalized | None,
 ) -> str:
-    """Write `trials.csv`, `front.json` and `report.html`.
+    """Write `trials.csv`, `front.json`, `report.html` and `run.json`.
 
     Args:
         folder: of the study.
         config: of the run.
         settings: the same as plain JSON values.
+        compared: of these, what makes trials comparable.
         load_call: what loads the picked network.
         problem: that was searched.
         records: all trials.
@@ -106,7 +121,9 @@ def write_artifacts(
         The short table for the terminal.
     """
     points, name = front(records), config.study.name
-    write_trials(folder / "trials.csv", records)
+    write_trials(folder / "trials.csv", problem, records)
+    record = run_record(settings, compared, problem.splits, problem.device, config.seed)
+    write_json(folder / "run.json", record)
     write_front(folder / "front.json", name, problem, points)
     tuned = f"{config.fine_tune.steps} fine-tuning steps, seed {config.seed}"
     seeds = ", ".join(str(tuned.seed) for tuned in finalized.tuned) if finalized else str(config.seed)

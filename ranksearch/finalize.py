@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -18,6 +17,7 @@ from ranksearch.checkpoint import Checkpoint
 from ranksearch.errors import PlanError, SettingError
 from ranksearch.loading import WEIGHTS_FILE, read_plan_file, save_network
 from ranksearch.problem import Problem
+from ranksearch.provenance import settings_hash
 from ranksearch.records import FrontPoint
 from ranksearch.training import Evaluation, evaluate
 from ranksearch.trial import TrialResult, evaluate_plan
@@ -127,11 +127,10 @@ def finalize(
     Raises:
         DivergedError: the fine-tuning's loss is not finite.
     """
-    settings_hash = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
     seeds = [problem.seed + index for index in range(settings.seeds)]
     made_from = {
         "study": study,
-        "settings": settings_hash,
+        "settings": settings_hash(compared),
         "trial": picked.number,
         "fine_tune_steps": settings.steps,
         "fine_tune_seeds": seeds,

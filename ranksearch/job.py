@@ -154,9 +154,11 @@ def _written_at_the_end(job: Job, problem: Problem, study: Study) -> Iterator[Ca
         raise UserError(f"finalizing failed ({error}), all trials are kept: lower fine_tune.learning_rate") from None
     finally:
         load_call = _load_call(folder / "best", job)
-        table = write_artifacts(folder, config, job.settings, load_call, problem, read_trials(study), finalized)
+        records = read_trials(study)
+        table = write_artifacts(folder, config, job.settings, job.compared, load_call, problem, records, finalized)
         log.info("%s", table)
-        log.info("written to %s: trials.csv, front.json, report.html%s", folder, ", best/" if finalized else "")
+        best = ", best/" if finalized else ""
+        log.info("written to %s: trials.csv, front.json, report.html, run.json%s", folder, best)
     log.info("load it with %s", load_call)
 
 

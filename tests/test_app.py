@@ -68,7 +68,7 @@ def test_a_run_ends_well_and_says_what_it_did(ran: tuple[Path, subprocess.Comple
     assert len(re.findall(r"^trial \d+ \(\d of 3\): [\d.]+% at [\d.]+x in .* s left$", done.stdout, re.M)) == 3
     assert re.search(r"^dense +[\d.]+ M +1.00x .*%.*%$", done.stdout, re.M)
     assert re.search(r"^picked: trial \d .*%.*%$", done.stdout, re.M)
-    assert f"written to outputs/{STUDY}: trials.csv, front.json, report.html, best/" in done.stdout
+    assert f"written to outputs/{STUDY}: trials.csv, front.json, report.html, run.json, best/" in done.stdout
     [log] = (folder / "outputs" / STUDY / "runs").glob("*/ranksearch.log")
     assert "picked: trial" in log.read_text()
 
@@ -90,7 +90,7 @@ def test_the_table_of_trials_agrees_with_the_study(ran: tuple[Path, subprocess.C
     study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{outputs / 'ranksearch.db'}")
     assert study.metric_names == ["accuracy", "MACs"]
     for row, trial in zip(rows, study.trials, strict=True):
-        assert [float(row["accuracy"]), float(row["macs"])] == trial.values
+        assert [float(row["validation_accuracy"]), float(row["macs"])] == trial.values
         plan = json.loads(row["plan"])
         assert {name: entry["latent_size"] for name, entry in plan.items()}.items() <= trial.params.items()
         assert {name.split(".")[0] for name in trial.params} == {"layer1", "layer2", "layer3"}
@@ -162,6 +162,19 @@ def test_what_a_search_ends_with_can_be_exported(ran: tuple[Path, subprocess.Com
     assert torch.equal(scope["load"]()(images), network(images))
 
 
+def test_the_run_says_what_it_was_made_with(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder = ran[0] / "outputs" / STUDY
+    record, plan = (json.loads((folder / name).read_text()) for name in ("run.json", "best/plan.json"))
+    assert record["versions"]["torch"] == torch.__version__
+    assert (record["seed"], record["device"]["type"]) == (0, "cpu")
+    assert record["settings"]["fine_tune"]["steps"] == 2
+    assert record["settings_hash"] == plan["settings"]
+    data = record["data"]
+    assert data["train"] + data["validation"] + data["test"] == 1797
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert head.returncode != 0 or record["git_revision"].removesuffix("+") == head.stdout.strip()
+
+
 class Links(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +217,7 @@ def test_running_again_continues_and_reads_neither_baseline_nor_test_split_again
 
 
 def scores(folder: Path) -> list[tuple[str, ...]]:
-    columns = ("number", "state", "accuracy", "macs", "loss", "plan")
+    columns = ("number", "state", "validation_accuracy", "macs", "validation_loss", "plan")
     with (folder / "outputs" / STUDY / "trials.csv").open(newline="") as file:
         return [tuple(row[name] for name in columns) for row in csv.DictReader(file)]
 

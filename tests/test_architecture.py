@@ -16,7 +16,7 @@ FLOORS = [
     ["errors"],
     ["pruning", "plan", "files", "schema", "models", "datasets", "storage"],
     ["factorize", "checkpoint"],
-    ["cost", "loading", "training", "plain"],
+    ["cost", "loading", "training", "plain", "provenance"],
     ["allocation", "baseline", "layer_weights", "export", "applying"],
     ["space"],
     ["rules", "sampler"],
