@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ranksearch.checkpoint import Checkpoint
 from ranksearch.errors import DivergedError, SettingError
 
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("cosine", "one_cycle", "constant")
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained for a number of steps: SGD with Nesterov momentum, warm-up, then a cosine to zero.
+    """How a network is trained for a number of steps.
 
     Attributes:
         steps: optimizer steps; 0 trains nothing.
         batch_size: examples of a step.
+        optimizer: ``"sgd"``, with Nesterov momentum, or ``"adamw"``.
         learning_rate: the highest, reached after the warm-up.
+        schedule: of the rate after a linear warm-up: ``"cosine"`` falls to zero; ``"constant"`` stays.
+            ``"one_cycle"`` rises and falls as a cosine, with the momentum against it (Smith and Topin, 2018).
         warmup: share of the steps over which the rate rises, 0 to 1.
-        momentum: of SGD.
+        momentum: of SGD, and the decay of AdamW's first moment.
         weight_decay: on weights of two axes and more; biases and norms have none.
         label_smoothing: of the labels' share of the loss.
         distillation: the dense model's share of the loss, 0 to 1; the labels have the rest.
         temperature: that softens both predictions when the dense model is followed.
         max_gradient_norm: longer gradients are scaled down to it.
+        averaging: decay of an exponential moving average of the weights, which is what training ends with; 0 for the
+            last weights as they are.
     """
 
     steps: int
     batch_size: int = 64
+    optimizer: str = "sgd"
     learning_rate: float = 0.05
+    schedule: str = "cosine"
     warmup: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -41,8 +53,12 @@ class Recipe:
     distillation: float = 0.0
     temperature: float = 2.0
     max_gradient_norm: float = 5.0
+    averaging: float = 0.0
 
     def __post_init__(self) -> None:
+        for what, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, what) not in known:
+                raise SettingError(what, getattr(self, what), f"is unknown: use {', '.join(known)}")
         limits = {
             "steps": (self.steps >= 0, "0 or more"),
             "batch_size": (self.batch_size >= 2, "2 or more"),
@@ -54,6 +70,7 @@ class Recipe:
             "distillation": (0 <= self.distillation <= 1, "0 to 1"),
             "temperature": (self.temperature > 0, "above 0"),
             "max_gradient_norm": (self.max_gradient_norm > 0, "above 0"),
+            "averaging": (0 <= self.averaging < 1, "0 to below 1"),
         }
         for name, (holds, limit) in limits.items():
             if not holds:
@@ -95,8 +112,14 @@ def train(
         DivergedError: the loss is not finite any more.
     """
     optimizer = _optimizer(model, recipe)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
-    done = _restore(checkpoint, model, optimizer, schedule, batches) if checkpoint is not None else 0
+    schedule = _schedule(optimizer, recipe)
+    parts: dict[str, _Stateful] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    averaged = None
+    if recipe.averaging:
+        average = get_ema_multi_avg_fn(recipe.averaging)  # type: ignore[no-untyped-call]  # as torch declares it
+        averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        parts["averaged"] = averaged
+    done = 0 if checkpoint is None else _restore(checkpoint, parts, batches)
     model.train()
     for step in range(done + 1, recipe.steps + 1):
         images, labels = next(batches)
@@ -108,32 +131,31 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
         optimizer.step()
         schedule.step()
+        if averaged is not None:
+            averaged.update_parameters(model)
         if on_step is not None:
             on_step(step, loss.item())
         if checkpoint is not None and checkpoint.is_due(step, recipe.steps):
-            states = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-            }
+            states = {name: part.state_dict() for name, part in parts.items()}
             checkpoint.write({"step": step, "random": torch.get_rng_state(), **states})
+    if averaged is not None and recipe.steps:
+        model.load_state_dict(averaged.module.state_dict())
     model.eval()
 
 
-def _restore(
-    checkpoint: Checkpoint,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    batches: Iterator[tuple[Tensor, Tensor]],
-) -> int:
+class _Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+def _restore(checkpoint: Checkpoint, parts: Mapping[str, _Stateful], batches: Iterator[tuple[Tensor, Tensor]]) -> int:
     """Go on from a checkpoint, as if training had never stopped; tell the steps that are done."""
     state = checkpoint.read()
     if state is None:
         return 0
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     for _ in range(state["step"]):
         next(batches)
     torch.set_rng_state(state["random"])
@@ -146,7 +168,19 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, recipe.learning_rate, betas=(recipe.momentum, 0.999))
     return torch.optim.SGD(groups, recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.optim.lr_scheduler.LRScheduler:
+    if recipe.schedule == "one_cycle" and recipe.steps:
+        # The rate is asked for once more after the last step.
+        total, rising = recipe.steps + 1, min(max(recipe.warmup, 1e-3), 0.999)
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, recipe.learning_rate, total, pct_start=rising, cycle_momentum=recipe.momentum > 0
+        )
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
 
 
 def _rate(step: int, recipe: Recipe) -> float:
@@ -154,6 +188,8 @@ def _rate(step: int, recipe: Recipe) -> float:
     rising = max(1, round(recipe.warmup * recipe.steps))
     if step < rising:
         return (step + 1) / rising
+    if recipe.schedule == "constant":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, recipe.steps - rising)))
 
 

@@ -85,6 +85,46 @@ def test_evaluation_does_not_depend_on_the_batch_size(splits: Splits, trained: n
     assert whole.loss == pytest.approx(parts.loss, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(steps=80, optimizer="adamw", learning_rate=0.005),
+        Recipe(steps=80, schedule="one_cycle", learning_rate=0.1, warmup=0.3),
+        Recipe(steps=80, schedule="constant", averaging=0.9),
+    ],
+    ids=["adamw", "one_cycle", "averaging"],
+)
+def test_every_way_of_training_learns(recipe: Recipe, splits: Splits) -> None:
+    assert evaluate(trained_copy(splits, recipe), batches(splits.validation, 256, CPU)).accuracy > 0.7
+
+
+def test_averaged_weights_are_the_moving_average(splits: Splits) -> None:
+    decay, seen = 0.6, []
+    model = fresh()
+
+    def watch(step: int, _: float) -> None:
+        seen.append(model.fc.weight.detach().clone())
+
+    recipe = Recipe(steps=5, averaging=decay)
+    train(model, endless_batches(splits.train, recipe.batch_size, CPU, seed=1), recipe, on_step=watch)
+    expected = seen[0]
+    for weight in seen[1:]:
+        expected = decay * expected + (1 - decay) * weight
+    assert torch.allclose(model.fc.weight, expected, atol=1e-6)
+
+
+def test_norms_and_biases_do_not_decay(splits: Splits) -> None:
+    """With a gradient of zero, only what decays may move."""
+    model = fresh()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.register_hook(torch.zeros_like)
+    recipe = Recipe(steps=2, weight_decay=0.1)
+    train(model, endless_batches(splits.train, recipe.batch_size, CPU, seed=1), recipe)
+    for name, value in model.named_parameters():
+        assert torch.equal(value, before[name]) == (value.ndim < 2), name
+
+
 class StoppedError(Exception):
     pass
 
@@ -104,9 +144,19 @@ def stopped_after(stop: int, path: Path, splits: Splits, recipe: Recipe) -> nn.M
     return model
 
 
+RECIPES = [
+    Recipe(steps=8),
+    Recipe(steps=8, optimizer="adamw", learning_rate=0.002, averaging=0.5),
+    Recipe(steps=8, schedule="one_cycle", label_smoothing=0.1),
+    Recipe(steps=8, schedule="constant", momentum=0.0),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("stop", [2, 3, 7, 8])
-def test_an_interrupted_training_ends_as_if_it_had_not_been(stop: int, splits: Splits, tmp_path: Path) -> None:
-    recipe = Recipe(steps=8)
+def test_an_interrupted_training_ends_as_if_it_had_not_been(
+    stop: int, recipe: Recipe, splits: Splits, tmp_path: Path
+) -> None:
     whole, again = trained_copy(splits, recipe), stopped_after(stop, tmp_path / "there" / "it", splits, recipe)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
     state = Checkpoint(tmp_path / "there" / "it", "this").read()
