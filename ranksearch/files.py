@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from ranksearch.errors import PlanError
+
+CHECKSUM = "sha256"
 
 
 @contextmanager
@@ -69,9 +71,18 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def write_weights(path: Path, model: nn.Module) -> None:
-    """Write a model's parameters and buffers as safetensors, in one step; tied ones once."""
+    """Write a model's parameters and buffers as safetensors with a checksum, in one step; tied ones once."""
     with replacing(path) as neighbour:
-        save_model(model, str(neighbour))
+        save_model(model, str(neighbour), metadata={CHECKSUM: checksum(model)})
+
+
+def checksum(model: nn.Module) -> str:
+    """A hash of all parameters and buffers, in hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_weights(path: Path, model: nn.Module) -> None:
@@ -82,8 +93,12 @@ def read_weights(path: Path, model: nn.Module) -> None:
     """
     try:
         load_model(model, path, strict=True)
+        with safe_open(path, framework="pt") as file:
+            expected = (file.metadata() or {}).get(CHECKSUM)
     except FileNotFoundError:
         raise PlanError(f"{path} does not exist: put it back, or run the search again") from None
     except (SafetensorError, RuntimeError) as error:
         summary = " ".join(str(error).split())[:300]
         raise PlanError(f"{path} does not fit the network ({summary}): run the search again to write it anew") from None
+    if expected is not None and checksum(model) != expected:
+        raise PlanError(f"{path} is damaged, its checksum does not fit: run the search again to write it anew")

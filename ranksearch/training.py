@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ranksearch.checkpoint import Checkpoint
 from ranksearch.errors import DivergedError, SettingError
+
+log = logging.getLogger(__name__)
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "one_cycle", "constant")
@@ -120,21 +123,29 @@ def train(
         averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         parts["averaged"] = averaged
     done = 0 if checkpoint is None else _restore(checkpoint, parts, batches)
+    pieces = 1
     model.train()
     for step in range(done + 1, recipe.steps + 1):
         images, labels = next(batches)
-        loss = _loss(model, images, labels, recipe, teacher)
-        if not bool(torch.isfinite(loss)):
-            raise DivergedError(f"the loss became {loss.item()} at step {step} of {recipe.steps}: lower learning_rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # as torch declares it
+        while True:
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                loss = _accumulate(model, images, labels, recipe, teacher, pieces)
+                break
+            except torch.OutOfMemoryError:
+                if len(images) < 4 * pieces:  # BatchNorm needs two images at least
+                    raise
+                pieces *= 2
+            log.warning("out of memory: batches of %d now go through in %d pieces", len(images), pieces)
+        if not math.isfinite(loss):
+            raise DivergedError(f"the loss became {loss} at step {step} of {recipe.steps}: lower learning_rate")
         nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
         optimizer.step()
         schedule.step()
         if averaged is not None:
             averaged.update_parameters(model)
         if on_step is not None:
-            on_step(step, loss.item())
+            on_step(step, loss)
         if checkpoint is not None and checkpoint.is_due(step, recipe.steps):
             states = {name: part.state_dict() for name, part in parts.items()}
             checkpoint.write({"step": step, "random": torch.get_rng_state(), **states})
@@ -191,6 +202,19 @@ def _rate(step: int, recipe: Recipe) -> float:
     if recipe.schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, recipe.steps - rising)))
+
+
+def _accumulate(
+    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, teacher: nn.Module | None, pieces: int
+) -> float:
+    """Add up the gradients of a batch's mean loss, piece by piece, and give that loss."""
+    total = 0.0
+    for some, their in zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
+        loss = _loss(model, some, their, recipe, teacher) * (len(some) / len(images))
+        total += loss.item()
+        if math.isfinite(total):
+            loss.backward()  # type: ignore[no-untyped-call]  # as torch declares it
+    return total
 
 
 def _loss(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, teacher: nn.Module | None) -> Tensor:

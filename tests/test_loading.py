@@ -113,3 +113,12 @@ def test_weights_of_another_plan_are_refused(folder: Path) -> None:
     (folder / "plan.json").write_text(json.dumps(entries))
     with pytest.raises(PlanError, match="does not fit the network"):
         ranksearch.load(folder)
+
+
+def test_a_single_wrong_bit_is_noticed(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(PlanError, match=r"model.safetensors is damaged, its checksum does not fit"):
+        ranksearch.load(folder)

@@ -125,6 +125,36 @@ def test_norms_and_biases_do_not_decay(splits: Splits) -> None:
         assert torch.equal(value, before[name]) == (value.ndim < 2), name
 
 
+class Small(nn.Module):
+    """Has memory for so many images and no BatchNorm, so that pieces add up to the whole."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.room, self.fc = room, nn.Linear(3 * 8 * 8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        out: torch.Tensor = self.fc(x.flatten(1))
+        return out
+
+
+def test_a_batch_too_large_for_the_memory_goes_through_in_pieces(
+    splits: Splits, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, weights = Recipe(steps=4), []
+    for room in (64, 20):
+        model = Small(room)
+        train(model, endless_batches(splits.train, 64, CPU, seed=1), recipe)
+        weights.append(model.fc.weight.detach())
+    assert torch.allclose(*weights, atol=1e-5)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [f"out of memory: batches of 64 now go through in {pieces} pieces" for pieces in (2, 4)]
+    with pytest.raises(torch.OutOfMemoryError):
+        train(Small(1), endless_batches(splits.train, 64, CPU, seed=1), recipe)
+
+
 class StoppedError(Exception):
     pass
 
