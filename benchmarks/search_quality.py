@@ -49,6 +49,7 @@ from ranksearch.trial import evaluate_plan
 CPU = torch.device("cpu")
 BUDGETS = (0.5, 0.3, 0.2, 0.125)
 VALIDATION = 3000
+LONG = 100  # steps
 KINDS = {"full only": ["full"], "all four": ["full", "vertical", "horizontal", "pointwise"]}
 # Sampler, and how many of its trials are closed-form plans.
 SEARCHES: dict[str, tuple[Callable[[int], BaseSampler], int]] = {
@@ -88,9 +89,13 @@ def problem_of(model: nn.Module, data: Splits, kinds: str, seed: int, steps: int
     """The search from half the MACs down."""
     settings = SpaceSettings(default=Rule(schemes=KINDS[kinds]))
     space = describe_space(model, data, settings, MacsCost(), CPU)
-    recipe = Recipe(steps=steps, learning_rate=0.02, distillation=0.7)
     budget = int(BUDGETS[0] * space.cost.dense)
-    return calibrate(model, data, space, CalibrationSettings(), budget, recipe, seed, CPU)
+    return calibrate(model, data, space, CalibrationSettings(), budget, recipe(steps), seed, CPU)
+
+
+def recipe(steps: int) -> Recipe:
+    """A fine-tuning of so many steps: the product's brief one, or its long one, which bears a higher rate."""
+    return Recipe(steps=steps, learning_rate=0.005 if steps < LONG else 0.02, distillation=0.7)
 
 
 class Figures:
@@ -105,7 +110,7 @@ class Figures:
         """Accuracy on the test images and loss on the validation images after so many steps."""
         key = json.dumps([seed, steps, plan.to_json()], sort_keys=True)
         if key not in self.known:
-            network, result = evaluate_plan(problem, plan, replace(problem.recipe, steps=steps))
+            network, result = evaluate_plan(problem, plan, recipe(steps))
             self.known[key] = {"accuracy": evaluate(network, problem.test()).accuracy, "loss": result.loss}
             with self.file.open("a") as file:
                 file.write(json.dumps({"key": key, **self.known[key]}) + "\n")

@@ -19,6 +19,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, pstdev
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,9 @@ from ranksearch.problem import Problem
 from ranksearch.training import evaluate, train
 
 Row = dict[str, Any]
-SHORT = (10, 30, 50)  # lengths of fine-tuning that a trial could afford
+# Steps and learning rates of fine-tunings that a trial could afford.
+SHORT = ((10, 0.02), (30, 0.02), (50, 0.02), (15, 0.005), (30, 0.005), (30, 0.01))
+RATE = 0.02  # of all others
 WARM = 10  # steps of a trial that starts from a finished one
 
 
@@ -102,10 +105,10 @@ class Judge:
         return {"end: accuracy": found.accuracy, "end: loss": -found.loss}
 
 
-def fine_tune(problem: Problem, network: nn.Module, steps: int) -> nn.Module:
+def fine_tune(problem: Problem, network: nn.Module, steps: int, rate: float = RATE) -> nn.Module:
     """Train a network as a trial does, in place."""
     torch.manual_seed(problem.seed)
-    recipe = replace(problem.recipe, steps=steps)
+    recipe = replace(problem.recipe, steps=steps, learning_rate=rate)
     data = endless_batches(problem.splits.train, recipe.batch_size, problem.device, problem.seed)
     train(network, data, recipe, teacher=problem.model)
     return network
@@ -149,8 +152,8 @@ def own_scores(problem: Problem, judge: Judge, plan: RankPlan, long: int) -> Row
     }
     row |= judge.scores("each by itself", replace(problem, sequential=None).build(plan))
     row |= judge.scores("0 steps", problem.build(plan))
-    for steps in SHORT:
-        row |= judge.scores(f"{steps} steps", fine_tune(problem, problem.build(plan), steps))
+    for steps, rate in SHORT:
+        row |= judge.scores(f"{steps} steps at {rate}", fine_tune(problem, problem.build(plan), steps, rate))
     return row | judge.end(fine_tune(problem, problem.build(plan), long))
 
 
@@ -177,7 +180,7 @@ def elastic_scores(problem: Problem, judge: Judge, plans: list[RankPlan], steps:
             share = float(np.exp(generator.uniform(low, high)))
             yield from drawn(problem, share, [float(generator.uniform(0, 1.2))], generator)
 
-    elastic = search_elastic.fine_tuned(problem, endless(), replace(problem.recipe, steps=steps))
+    elastic = search_elastic.fine_tuned(problem, endless(), replace(problem.recipe, steps=steps, learning_rate=RATE))
     rows = []
     for plan in plans:
         row = judge.scores(f"elastic, {steps} steps for all", elastic.network(plan))
@@ -215,25 +218,20 @@ class Kept:
         return self.rows[name]
 
 
-def report(title: str, rows: list[Row]) -> dict[str, float]:
-    """Print every score's correlation with the end."""
-    last = [100 * row["end: accuracy"] for row in rows]
-    print(f"\n{title}: {len(rows)} plans, {min(last):.1f} to {max(last):.1f} % in the end")
-    print(f"{'':44}{'with the accuracy':>20}{'with the loss':>16}")
-    found = {}
-    for name in rows[0]:
-        if name != "end: accuracy":
-            both = [
-                correlation([row[name] for row in rows], [row[end] for row in rows])
-                for end in ("end: accuracy", "end: loss")
-            ]
-            found[f"{title}: {name}"] = round(both[0], 3)
-            print(f"{name:44}{both[0]:>20.2f}{both[1]:>16.2f}")
-    return found
+def report(found: dict[tuple[str, str], list[float]]) -> dict[str, float]:
+    """Print every score's correlation with the end, means over networks and their spread."""
+    sorts = list(dict.fromkeys(sort for sort, _ in found))
+    print(f"\nSpearman with the accuracy in the end{'':8}" + "".join(f"{sort:>18}" for sort in sorts))
+    for name in dict.fromkeys(name for _, name in found):
+        cells = (found.get((sort, name), []) for sort in sorts)
+        print(f"{name:45}" + "".join(f"{mean(cell):>9.2f} +-{pstdev(cell):.2f} ({len(cell)})" for cell in cells))
+    return {f"{sort}: {name}": round(mean(values), 3) for (sort, name), values in found.items()}
 
 
-def measured(problem: Problem, judge: Judge, kept: Kept, options: argparse.Namespace, seed: int) -> dict[str, float]:
-    """All scores of all plans of one network; reported."""
+def measured(
+    problem: Problem, judge: Judge, kept: Kept, options: argparse.Namespace, seed: int
+) -> dict[tuple[str, str], float]:
+    """The correlation of every score with the end, over the plans of one network."""
     what = [options.network, seed, options.share]
     sorts = {"near": near(problem, options.share, options.near, seed)}
     sorts["far"] = far(problem, options.share, options.far, seed)
@@ -254,11 +252,14 @@ def measured(problem: Problem, judge: Judge, kept: Kept, options: argparse.Names
     groups += [elastic(steps) for steps in options.elastic]
     groups.append([own(plan) for plan in plans])
     rows = {plan: dict(ChainMap(*of_plan)) for plan, *of_plan in zip(plans, *groups, strict=True)}
-    results = {}
-    for sort, of_sort in {**sorts, "near and far": plans}.items():
-        title = f"{options.network}, seed {seed}, {options.share:.1%} of the MACs, {sort}"
-        results |= report(title, [rows[plan] for plan in of_sort])
-    return results
+    found = {}
+    for sort, of_sort in {**sorts, "both": plans}.items():
+        last = [rows[plan]["end: accuracy"] for plan in of_sort]
+        print(f"seed {seed}, {sort}: {len(of_sort)} plans, {100 * min(last):.1f} to {100 * max(last):.1f} % in the end")
+        for name in rows[plans[0]]:
+            if name != "end: accuracy":
+                found[sort, name] = correlation([rows[plan][name] for plan in of_sort], last)
+    return found
 
 
 def main() -> None:
@@ -276,14 +277,16 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("ranksearch").setLevel(logging.WARNING)
     options.outputs.mkdir(parents=True, exist_ok=True)
-    kept, images, results = Kept(options.outputs / "scores.jsonl"), schemes.read(options.data), {}
+    found: dict[tuple[str, str], list[float]] = {}
+    kept, images = Kept(options.outputs / "scores.jsonl"), schemes.read(options.data)
     data = search_quality.splits(images, options.data)
     for seed in options.seeds:
         model = schemes.trained(options.network, seed, 1500, images, options.outputs)
-        problem = search_quality.problem_of(model, data, "all four", seed, SHORT[0])
+        problem = search_quality.problem_of(model, data, "all four", seed, options.long)
         judge = Judge(problem, images)
-        results |= measured(problem, judge, kept, options, seed)
-    print(json.dumps({"torch": torch.__version__, **results}))
+        for key, value in measured(problem, judge, kept, options, seed).items():
+            found.setdefault(key, []).append(value)
+    print(json.dumps({"torch": torch.__version__, **report(found)}))
 
 
 if __name__ == "__main__":

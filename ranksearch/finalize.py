@@ -32,12 +32,14 @@ class FinalizeSettings:
 
     Attributes:
         steps: of its fine-tuning, with the recipe of the trials otherwise.
+        learning_rate: of the same; a longer fine-tuning bears a higher one.
         seeds: how many fine-tunings, each with batches of its own; the spread between them says what a difference is
             worth.
         checkpoint_every: steps after which the fine-tuning is kept, to go on from after an interruption.
     """
 
     steps: int = 200
+    learning_rate: float = 0.02
     seeds: int = 1
     checkpoint_every: int = 100
 
@@ -45,6 +47,8 @@ class FinalizeSettings:
         for what, least in (("steps", 0), ("seeds", 1), ("checkpoint_every", 1)):
             if getattr(self, what) < least:
                 raise SettingError(what, getattr(self, what), f"is out of range: use {least} or more")
+        if not self.learning_rate > 0:
+            raise SettingError("learning_rate", self.learning_rate, "is out of range: use above 0")
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ def finalize(
         "settings": settings_hash(compared),
         "trial": picked.number,
         "fine_tune_steps": settings.steps,
+        "learning_rate": settings.learning_rate,
         "fine_tune_seeds": seeds,
     }
     known = _read(folder, made_from, picked)
@@ -165,7 +170,7 @@ def _tune(
     folder: Path,
 ) -> tuple[nn.Module, TrialResult]:
     """One long fine-tuning, from where it was interrupted."""
-    long = replace(problem.recipe, steps=settings.steps)
+    long = replace(problem.recipe, steps=settings.steps, learning_rate=settings.learning_rate)
     known = json.dumps({**made_from, "recipe": vars(long), "plan": picked.result.plan.to_json()}, sort_keys=True)
     checkpoint = Checkpoint(folder / UNFINISHED / f"seed-{seed}.checkpoint", known, settings.checkpoint_every)
     return evaluate_plan(replace(problem, seed=seed), picked.result.plan, long, checkpoint=checkpoint)

@@ -151,7 +151,7 @@ def _written_at_the_end(job: Job, problem: Problem, study: Study) -> Iterator[Ca
     try:
         yield finish
     except DivergedError as error:
-        raise UserError(f"finalizing failed ({error}), all trials are kept: lower fine_tune.learning_rate") from None
+        raise UserError(f"finalizing failed ({error}), all trials are kept: lower finalize.learning_rate") from None
     finally:
         load_call = _load_call(folder / "best", job)
         records = read_trials(study)
