@@ -18,7 +18,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +59,17 @@ SEARCHES: dict[str, tuple[Callable[[int], BaseSampler], int]] = {
     "GP": (lambda seed: GPSampler(seed=seed), 0),
     "guided": (lambda seed: GuidedSampler(seed), 8),
 }
-RULES = ("one ratio", "energy threshold", "ALDS-like", "AIMET-like", "BALF-like")
-# The closed form with every proxy; the first is the default.
-CLOSED_FORMS: dict[str, Proxy] = {
-    "closed form": Relative(),
-    "closed form, Fisher": Fisher(),
-    "closed form, root of Fisher": Fisher(power=0.5),
-    "closed form, probes": Probes(),
-    "closed form, root of probes": Probes(power=0.5),
-    "closed form, Fisher and probes": Mixture([Fisher(power=0.5), Probes(power=0.5)]),
+RULES = ("one ratio", "energy threshold", "ALDS-like", "AIMET-like")
+# The plan of least total error, errors weighed by every proxy; the closed form compares a few more by the first.
+PROXIES: dict[str, Proxy] = {
+    "BALF-like": Relative(),
+    "Fisher": Fisher(),
+    "root of Fisher": Fisher(power=0.5),
+    "probes": Probes(),
+    "root of probes": Probes(power=0.5),
+    "Fisher and probes": Mixture([Fisher(power=0.5), Probes(power=0.5)]),
 }
-CONTESTANTS = [*RULES, *CLOSED_FORMS, *SEARCHES]
+CONTESTANTS = [*RULES, *PROXIES, "closed form", *SEARCHES]
 
 
 def splits(data: schemes.Data, folder: Path) -> Splits:
@@ -159,9 +158,11 @@ def contest(name: str, kinds: str, seed: int, problem: Problem, options: argpars
             found.append({"trials": count, "hypervolume": hypervolume(records[:count], dense)})
         return found
     trials, budgets = 0, [int(share * dense) for share in BUDGETS]
-    if name in CLOSED_FORMS:
-        harms = weighed(problem.errors, CLOSED_FORMS[name].weights(problem))
-        plans = closed_form(replace(problem, harms=harms), budgets)
+    if name in PROXIES:
+        harms = weighed(problem.errors, PROXIES[name].weights(problem))
+        plans = [problem.space.allocate(harms, budget) for budget in budgets]
+    elif name == "closed form":
+        plans = closed_form(problem, budgets)
     elif name == "AIMET-like":
         losses, trials = search_rivals.alone(problem)
         plans = [search_rivals.equal_loss(problem, losses, budget) for budget in budgets]

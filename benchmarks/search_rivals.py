@@ -112,5 +112,4 @@ def allocators(problem: Problem) -> dict[str, Callable[[int], RankPlan]]:
         "one ratio": lambda budget: one_ratio(problem, budget),
         "energy threshold": lambda budget: equal_loss(problem, by_energy, budget),
         "ALDS-like": lambda budget: equal_loss(problem, by_spectrum, budget),
-        "BALF-like": lambda budget: problem.space.allocate(problem.errors, budget),
     }

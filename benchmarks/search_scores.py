@@ -68,6 +68,7 @@ def far(problem: Problem, share: float, count: int, seed: int) -> list[RankPlan]
     """The rules' plans, those of fewer schemes, and random ones brought down to the budget."""
     space, budget = problem.space, int(share * problem.space.cost.dense)
     plans = [allocate(budget) for allocate in search_rivals.allocators(problem).values()]
+    plans.append(space.allocate(problem.errors, budget))
     plans += [space.restricted([scheme]).allocate(problem.errors, budget) for scheme in SCHEMES]
     generator, table = np.random.default_rng(seed), OptionTable.of(space.options(problem.errors))
     sizes = np.isfinite(table.errors).sum(1)
