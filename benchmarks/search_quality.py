@@ -128,10 +128,13 @@ def hypervolume(records: Sequence[TrialRecord], dense: int) -> float:
     return (area + best * (high - at)) / (high - low)
 
 
-def best_within(records: Sequence[TrialRecord], budget: float) -> RankPlan | None:
-    """The plan that validation would pick."""
+def best_within(records: Sequence[TrialRecord], budget: float) -> dict[str, Any]:
+    """The plan that validation would pick, and the least loss that any trial had on the validation images."""
     fitting = [r.result for r in records if r.result is not None and r.result.macs <= budget]
-    return max(fitting, key=lambda result: (result.accuracy, -result.macs)).plan if fitting else None
+    if not fitting:
+        return {"plan": None}
+    picked = max(fitting, key=lambda result: (result.accuracy, -result.macs))
+    return {"plan": picked.plan, "least_loss": min(result.loss for result in fitting)}
 
 
 def contest(name: str, kinds: str, seed: int, problem: Problem, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -153,8 +156,7 @@ def contest(name: str, kinds: str, seed: int, problem: Problem, options: argpars
         records = read_trials(study)
         for count in counts:
             for share in BUDGETS:
-                plan = best_within(records[:count], share * dense)
-                found.append({"trials": count, "share": share, "plan": plan})
+                found.append({"trials": count, "share": share, **best_within(records[:count], share * dense)})
             found.append({"trials": count, "hypervolume": hypervolume(records[:count], dense)})
         return found
     trials, budgets = 0, [int(share * dense) for share in BUDGETS]
@@ -211,12 +213,14 @@ def main() -> None:
             for name in options.contestants:
                 for entry in contest(name, kinds, seed, problem, options):
                     facts = {"name": name, "kinds": kinds, "seed": seed, **entry}
-                    plan = facts.pop("plan", None)
+                    plan, least = facts.pop("plan", None), facts.pop("least_loss", None)
                     if "hypervolume" in facts:
                         rows.append(facts)
                         continue
                     for steps in options.report:
                         found = {} if plan is None else figures.of(problem, plan, seed, steps)
+                        if steps == options.steps and least is not None:
+                            found["least_loss"] = least  # trials had as many steps
                         rows.append({**facts, "steps": steps, **found})
     means = search_report.table(rows)
     for trials in options.trials:

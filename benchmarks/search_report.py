@@ -2,7 +2,7 @@
 
 A row has the contestant's ``name``, its ``kinds`` of schemes, ``seed`` and ``trials``, and then either a
 ``hypervolume`` or, for a ``share`` of the MACs and ``steps`` of fine-tuning, the test ``accuracy`` and the validation
-``loss`` of its plan, if it has one there.
+``loss`` of its plan, if it has one there, and the ``least_loss`` of any trial.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Row = dict[str, Any]
-COLUMNS = ("kinds", "name", "trials", "seed", "share", "steps", "accuracy", "loss", "hypervolume")
+COLUMNS = ("kinds", "name", "trials", "seed", "share", "steps", "accuracy", "loss", "least_loss", "hypervolume")
 
 
 def _where(rows: Sequence[Row], **facts: Any) -> list[Row]:
@@ -67,7 +67,7 @@ def table(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def compare(rows: Sequence[Row], first: tuple[str, int], second: tuple[str, int]) -> None:
-    """Print by how much the first contestant's validation losses are below the second's, seed by seed.
+    """Print by how much the least validation loss of the first contestant's trials is below the second's.
 
     Args:
         rows: with losses.
@@ -80,7 +80,7 @@ def compare(rows: Sequence[Row], first: tuple[str, int], second: tuple[str, int]
                 losses = []
                 for name, trials in (first, second):
                     of = _where(rows, kinds=kinds, steps=steps, share=share, name=name, trials=trials)
-                    losses.append({row["seed"]: row["loss"] for row in of if "loss" in row})
+                    losses.append({row["seed"]: row.get("least_loss", row["loss"]) for row in of if "loss" in row})
                 gains = [losses[1][seed] - loss for seed, loss in losses[0].items() if seed in losses[1]]
                 if len(gains) > 1:
                     error = stdev(gains) / len(gains) ** 0.5
