@@ -203,6 +203,7 @@ def main() -> None:
         options.contestants = ["one ratio", "ALDS-like", "BALF-like", "closed form", "random", "TPE", "guided"]
     logging.getLogger("ranksearch").setLevel(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    options.outputs /= f"{options.network}-{training}"  # what is kept depends on both
     options.outputs.mkdir(parents=True, exist_ok=True)
     images = schemes.read(options.data)
     data, figures, rows = splits(images, options.data), Figures(options.outputs / "figures.jsonl"), []

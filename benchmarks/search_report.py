@@ -69,6 +69,8 @@ def table(rows: Sequence[Row]) -> dict[str, float]:
 def compare(rows: Sequence[Row], first: tuple[str, int], second: tuple[str, int]) -> None:
     """Print by how much the least validation loss of the first contestant's trials is below the second's.
 
+    The least of many losses flatters itself a little: the test accuracies in the table do not.
+
     Args:
         rows: with losses.
         first: name and trials.

@@ -56,6 +56,7 @@ COMPARED = (
     "space",
     "cost",
     "constraint",
+    "proxy",
     "fine_tune",
     "baseline",
     "calibration",
@@ -120,8 +121,6 @@ def _run(cfg: DictConfig) -> None:
                 return
             job = _prepare(cfg, plain, config)
             search = _open_study(job) if config.task in ("search", "finalize") else None
-            if config.task == "finalize" and search is not None and not search[0].trials:
-                raise UserError(f"study '{config.study.name}' has no trial to finalize: run task=search first")
         except UserError:
             _forget_run(Path(hydra_config.runtime.output_dir), Path(cfg.outputs))
             raise
@@ -190,6 +189,8 @@ def _open_study(job: Job) -> tuple[Study, BaseSampler]:
     rungs = config.pruning.steps(config.fine_tune.steps)
     check_sampler(_build_sampler(config, trials=0), pruner, rungs, job.space, job.budget, config.objective)
     storage = _build("storage", config.storage, BaseStorage)
+    if config.task == "finalize" and config.study.name not in optuna.get_all_study_names(storage):
+        raise UserError(f"there is no study '{config.study.name}' to finalize a trial of: run task=search first")
     study = open_study(config.study.name, storage, job.compared, config.objective)
     study.pruner = pruner
     return study, _build_sampler(config, trials=len(study.trials))

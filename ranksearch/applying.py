@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.factorize import (
+    affordable_images,
     collect_statistics,
     decompose_schemes,
+    factorize_model,
     factorize_sequentially,
     factorized_like,
     recalibrate_batchnorm,
@@ -27,9 +29,10 @@ def apply(
     Args:
         plan: the plan, or a folder that a search wrote.
         model: of the architecture that the plan was made for; is not touched.
-        batches: training images to solve on, `[B, C, H, W]` each, on the model's device; a few hundred in all.
+        batches: training images to solve on, `[B, C, H, W]` each, of one size, on the model's device; a few hundred
+            in all.
         sequential_images: of the first, how many the layers are solved on one after another, each for what those
-            before it leave it.
+            before it leave it; fewer where their maps are large; 0 solves each by itself.
 
     Returns:
         The factorized network, BatchNorm recalibrated, in eval mode; fine-tune it as any other.
@@ -46,7 +49,11 @@ def apply(
         name: decompose_schemes(model.get_submodule(name), statistics.get(name), schemes=[choice.scheme])  # type: ignore[arg-type]  # a layer, as was seen
         for name, choice in plan
     }
-    images = torch.cat(list(batches))[:sequential_images]
-    network = factorize_sequentially(model, plan, decompositions, images)
+    images = torch.cat(list(batches))
+    images = images[: min(sequential_images, affordable_images(model, images[:1]))]
+    if len(images) > 1:
+        network = factorize_sequentially(model, plan, decompositions, images)
+    else:
+        network = factorize_model(model, plan, decompositions)
     recalibrate_batchnorm(network, batches)
     return network.eval()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ranksearch.errors import UserError
-from ranksearch.files import replacing, write_text
 from ranksearch.plain import write_plain
 
 # Largest difference of logits that rounding in another order may make, as a share of the largest logit.
@@ -42,13 +41,22 @@ def export(network: nn.Module, input_shape: Sequence[int], folder: Path, format:
     Raises:
         UserError: the format needs a package that is missing, or cannot hold this network.
     """
-    path, read = FORMATS[format](network, torch.randn(2, *input_shape), folder)
+    folder.mkdir(parents=True, exist_ok=True)
     images = torch.randn(CHECKED_BATCH, *input_shape)
-    ours, theirs = network(images), read(images)
-    difference = float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-12))
-    if not difference <= TOLERANCE:
-        path.unlink()
-        raise UserError(f"format={format} gives other outputs, by {difference:.1e} of the largest: use another format")
+    # Nothing stands in the folder, nor is lost from it, before it has been compared.
+    with TemporaryDirectory(dir=folder, prefix=".") as scratch:
+        path, read = FORMATS[format](network, torch.randn(2, *input_shape), Path(scratch))
+        ours, theirs = network(images), read(images)
+        difference = float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-12))
+        if not difference <= TOLERANCE:
+            raise UserError(f"format={format} gives other outputs, by {difference:.1e} of the largest: use another")
+        for file in sorted(Path(scratch).rglob("*")):
+            target = folder / file.relative_to(scratch)
+            if file.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                file.replace(target)
+        path = folder / path.relative_to(scratch)
     log.info("export: written to %s; outputs differ by %.1e of the largest", path, difference)
     return path
 
@@ -56,11 +64,10 @@ def export(network: nn.Module, input_shape: Sequence[int], folder: Path, format:
 def _state_dict(network: nn.Module, example: Tensor, folder: Path) -> tuple[Path, Runner]:
     """The parameters and buffers, for whoever builds the same factorized network."""
     path = folder / "state_dict.pt"
-    with replacing(path) as neighbour:
-        torch.save(network.state_dict(), neighbour)
+    torch.save(network.state_dict(), path)
+    state = torch.load(path, weights_only=True)
 
     def run(images: Tensor) -> Tensor:
-        state = torch.load(path, weights_only=True)
         logits: Tensor = torch.func.functional_call(network, state, (images,), strict=True)
         return logits
 
@@ -71,27 +78,19 @@ def _plain(network: nn.Module, example: Tensor, folder: Path) -> tuple[Path, Run
     """A Python file of torch's own modules, beside its weights."""
     source, state = write_plain(network)
     path = folder / "plain" / "network.py"
-    with replacing(path.with_name("weights.pt")) as neighbour:
-        torch.save(state, neighbour)
-    write_text(path, source)
-    spec = importlib.util.spec_from_file_location("ranksearch_exported", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    loaded: nn.Module = module.load()
+    path.parent.mkdir()
+    path.write_text(source, encoding="utf-8")
+    torch.save(state, path.with_name("weights.pt"))
+    scope: dict[str, Any] = {"__name__": "ranksearch_exported", "__file__": str(path)}
+    exec(compile(source, path, "exec"), scope)
+    loaded: nn.Module = scope["load"]()
     return path, loaded
 
 
 def _torch_export(network: nn.Module, example: Tensor, folder: Path) -> tuple[Path, Runner]:
     """An exported program of torch's, for any batch size."""
     path = folder / "network.pt2"
-    program = _program(network, example)
-    with replacing(path) as neighbour:
-        # By a name of the format's own, without which torch warns.
-        named = neighbour.with_suffix(".pt2")
-        torch.export.save(program, named)
-        named.replace(neighbour)
+    torch.export.save(_program(network, example), path)
     loaded: nn.Module = torch.export.load(path).module()
     return path, loaded
 
@@ -105,7 +104,7 @@ def _program(network: nn.Module, example: Tensor) -> torch.export.ExportedProgra
 
 
 def _onnx(network: nn.Module, example: Tensor, folder: Path) -> tuple[Path, Runner]:
-    """An ONNX model, for any batch size."""
+    """An ONNX model in one file, for any batch size."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  # by which torch writes the format
@@ -113,9 +112,10 @@ def _onnx(network: nn.Module, example: Tensor, folder: Path) -> tuple[Path, Runn
         raise UserError(f"format=onnx needs {error.name}: pip install 'ranksearch[onnx]'") from None
     path = folder / "network.onnx"
     program = _program(network, example)
-    with replacing(path) as neighbour, _quiet():
-        torch.onnx.export(program, (), str(neighbour), input_names=["images"], output_names=["logits"], verbose=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    with _quiet():
+        torch.onnx.export(program, (), str(path), external_data=False, verbose=False, **names)
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
         [logits] = session.run(None, {"images": images.numpy()})

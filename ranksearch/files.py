@@ -22,7 +22,7 @@ CHECKSUM = "sha256"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: Path) -> Iterator[Path]:
     """Give a neighbour to write to, and rename it to the file once the block ends well; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     neighbour = path.with_name(f".{path.name}.{os.getpid()}")
@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, content: str) -> None:
     """Write text in UTF-8, in one step."""
-    with replacing(path) as neighbour:
+    with _replacing(path) as neighbour:
         neighbour.write_text(content, encoding="utf-8")
 
 
@@ -52,7 +52,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values with a checksum, in one step."""
     content = io.BytesIO()
     torch.save(state, content)
-    with replacing(path) as neighbour:
+    with _replacing(path) as neighbour:
         neighbour.write_bytes(hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
 
 
@@ -72,7 +72,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def write_weights(path: Path, model: nn.Module) -> None:
     """Write a model's parameters and buffers as safetensors with a checksum, in one step; tied ones once."""
-    with replacing(path) as neighbour:
+    with _replacing(path) as neighbour:
         save_model(model, str(neighbour), metadata={CHECKSUM: checksum(model)})
 
 
@@ -89,8 +89,9 @@ def read_weights(path: Path, model: nn.Module) -> None:
     """Read what `write_weights` wrote into a model of the same shape, in place.
 
     Raises:
-        PlanError: the file is missing, damaged, or made for another shape.
+        PlanError: the file is missing, damaged, or made for another shape; the model is as it was then.
     """
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
         load_model(model, path, strict=True)
         with safe_open(path, framework="pt") as file:
@@ -101,4 +102,5 @@ def read_weights(path: Path, model: nn.Module) -> None:
         summary = " ".join(str(error).split())[:300]
         raise PlanError(f"{path} does not fit the network ({summary}): run the search again to write it anew") from None
     if expected is not None and checksum(model) != expected:
+        model.load_state_dict(before)
         raise PlanError(f"{path} is damaged, its checksum does not fit: run the search again to write it anew")

@@ -15,15 +15,18 @@ from torch import nn
 
 from ranksearch.checkpoint import Checkpoint
 from ranksearch.errors import PlanError, SettingError
+from ranksearch.factorize import factorized_like
+from ranksearch.files import read_weights
 from ranksearch.loading import WEIGHTS_FILE, read_plan_file, save_network
 from ranksearch.problem import Problem
 from ranksearch.provenance import settings_hash
 from ranksearch.records import FrontPoint
-from ranksearch.training import Evaluation, evaluate
+from ranksearch.training import Evaluation, Recipe, evaluate
 from ranksearch.trial import TrialResult, evaluate_plan
 
 log = logging.getLogger(__name__)
 UNFINISHED = "unfinished"
+EXPORTS = "export"
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,14 @@ class FinalizeSettings:
 
     Attributes:
         steps: of its fine-tuning, with the recipe of the trials otherwise.
-        learning_rate: of the same; a longer fine-tuning bears a higher one.
+        learning_rate: of the same; None for four times that of the trials, which a longer fine-tuning bears.
         seeds: how many fine-tunings, each with batches of its own; the spread between them says what a difference is
             worth.
         checkpoint_every: steps after which the fine-tuning is kept, to go on from after an interruption.
     """
 
     steps: int = 200
-    learning_rate: float = 0.02
+    learning_rate: float | None = None
     seeds: int = 1
     checkpoint_every: int = 100
 
@@ -47,8 +50,12 @@ class FinalizeSettings:
         for what, least in (("steps", 0), ("seeds", 1), ("checkpoint_every", 1)):
             if getattr(self, what) < least:
                 raise SettingError(what, getattr(self, what), f"is out of range: use {least} or more")
-        if not self.learning_rate > 0:
+        if self.learning_rate is not None and not self.learning_rate > 0:
             raise SettingError("learning_rate", self.learning_rate, "is out of range: use above 0")
+
+    def rate(self, brief: Recipe) -> float:
+        """The learning rate, given the trials' recipe."""
+        return 4 * brief.learning_rate if self.learning_rate is None else self.learning_rate
 
 
 @dataclass(frozen=True)
@@ -137,10 +144,10 @@ def finalize(
         "settings": settings_hash(compared),
         "trial": picked.number,
         "fine_tune_steps": settings.steps,
-        "learning_rate": settings.learning_rate,
+        "learning_rate": settings.rate(problem.recipe),
         "fine_tune_seeds": seeds,
     }
-    known = _read(folder, made_from, picked)
+    known = _read(folder, made_from, picked, problem.model)
     if known is not None:
         log.info("finalize: %s already holds trial %d", folder, picked.number)
         return known
@@ -156,6 +163,7 @@ def finalize(
     assert best_result is not None
     before = evaluate(problem.build(picked.result.plan), problem.test())
     finalized = Finalized(picked, settings.steps, evaluate(problem.model, problem.test()), before, tuple(tuned))
+    shutil.rmtree(folder / EXPORTS, ignore_errors=True)  # of another network
     save_network(folder, best, picked.result.plan, recipe, {**made_from, **_facts(problem, best_result, finalized)})
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return finalized
@@ -170,7 +178,7 @@ def _tune(
     folder: Path,
 ) -> tuple[nn.Module, TrialResult]:
     """One long fine-tuning, from where it was interrupted."""
-    long = replace(problem.recipe, steps=settings.steps, learning_rate=settings.learning_rate)
+    long = replace(problem.recipe, steps=settings.steps, learning_rate=settings.rate(problem.recipe))
     known = json.dumps({**made_from, "recipe": vars(long), "plan": picked.result.plan.to_json()}, sort_keys=True)
     checkpoint = Checkpoint(folder / UNFINISHED / f"seed-{seed}.checkpoint", known, settings.checkpoint_every)
     return evaluate_plan(replace(problem, seed=seed), picked.result.plan, long, checkpoint=checkpoint)
@@ -199,18 +207,19 @@ def _facts(problem: Problem, result: TrialResult, finalized: Finalized) -> dict[
     }
 
 
-def _read(folder: Path, made_from: Mapping[str, Any], picked: FrontPoint) -> Finalized | None:
+def _read(folder: Path, made_from: Mapping[str, Any], picked: FrontPoint, dense: nn.Module) -> Finalized | None:
     try:
         entries = read_plan_file(folder)
         same = {key: entries[key] for key in made_from} == dict(made_from)
-        if not same or not (folder / WEIGHTS_FILE).exists() or entries["layers"] != picked.result.plan.to_json():
+        if not same or entries["layers"] != picked.result.plan.to_json():
             return None
+        read_weights(folder / WEIGHTS_FILE, factorized_like(dense, picked.result.plan))  # which must not be damaged
         test = entries["test"]
         tuned = tuple(
             Tuned(entry["seed"], Evaluation(**entry["validation"]), Evaluation(**entry["test"]))
             for entry in entries["seeds"]
         )
-        dense, before = Evaluation(**test["dense"]), Evaluation(**test["before_fine_tuning"])
-        return Finalized(picked, entries["fine_tune_steps"], dense, before, tuned)
+        first, before = Evaluation(**test["dense"]), Evaluation(**test["before_fine_tuning"])
+        return Finalized(picked, entries["fine_tune_steps"], first, before, tuned)
     except (PlanError, KeyError, TypeError):
         return None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +79,10 @@ def run_export(config: RunConfig) -> None:
     # A builder that this very configuration names is as trusted as the configuration.
     own = {key: value for key, value in config.model.items() if key not in ("name", "smallest_input", "weights")}
     built = {key: value for key, value in entries["model"].items() if key not in ("num_classes", "weights")}
-    network = load(best, trust=own == built)
+    target = str(entries["model"].get("_target_"))
+    if own != built and not is_trusted(target):
+        raise UserError(f"{best} holds a network of {target} with other settings: give those of its search to model")
+    network = load(best, trust=True)
     export(network, entries["input_shape"], best / "export", config.format)
 
 
@@ -92,7 +93,7 @@ def run_profile(job: Job) -> None:
         UserError: the training of the baseline diverged.
         KeyboardInterrupt: the person asked to stop.
     """
-    rows = profile_rows(_calibrated(job))
+    rows = profile_rows(_weighed(job, _calibrated(job)))
     write_profile(job.folder / "profile.csv", rows)
     log.info("%s", format_table(display(rows)))
     log.info("written to %s: profile.csv", job.folder)
@@ -110,10 +111,13 @@ def run_search(job: Job, study: Study, proposer: BaseSampler) -> None:
         UserError: the training of the baseline or of the picked plan diverged, or no trial completed.
         KeyboardInterrupt: the person asked to stop; everything finished is kept.
     """
-    problem = _calibrated(job)
-    with _written_at_the_end(job, problem, study) as finish:
+    problem, finalized = _weighed(job, _calibrated(job)), None
+    try:
         _run_trials(job, problem, study, proposer)
-        finish()
+        finalized = _finish(job, problem, study)
+    finally:
+        _write(job, problem, study, finalized)
+    log.info("load it with %s", _load_call(job))
 
 
 def run_finalize(job: Job, study: Study) -> None:
@@ -128,45 +132,44 @@ def run_finalize(job: Job, study: Study) -> None:
         KeyboardInterrupt: the person asked to stop; the fine-tuning goes on from its last checkpoint.
     """
     problem = _calibrated(job)
-    with _written_at_the_end(job, problem, study) as finish:
-        finish()
+    _write(job, problem, study, _finish(job, problem, study))
+    log.info("load it with %s", _load_call(job))
 
 
-@contextmanager
-def _written_at_the_end(job: Job, problem: Problem, study: Study) -> Iterator[Callable[[], None]]:
-    """Give what finalizes the picked trial, and write the artifacts, also when the block ends early."""
-    config, folder = job.config, job.folder
-    finalized: Finalized | None = None
-
-    def finish() -> None:
-        nonlocal finalized
-        records = read_trials(study)
-        if not front(records):
-            raise UserError(_why_none_completed(study))
-        picked = pick(records, config.pick, problem.baseline.accuracy)
-        finalized = finalize(
-            problem, config.study.name, picked, config.finalize, job.recipe, job.compared, folder / "best"
-        )
-
+def _finish(job: Job, problem: Problem, study: Study) -> Finalized:
+    """Pick a trial and finalize it."""
+    config, records = job.config, read_trials(study)
+    if not front(records):
+        raise UserError(_why_none_completed(study))
+    picked = pick(records, config.pick, problem.baseline.accuracy)
     try:
-        yield finish
+        return finalize(
+            problem, config.study.name, picked, config.finalize, job.recipe, job.compared, job.folder / "best"
+        )
     except DivergedError as error:
         raise UserError(f"finalizing failed ({error}), all trials are kept: lower finalize.learning_rate") from None
-    finally:
-        load_call = _load_call(folder / "best", job)
-        records = read_trials(study)
-        table = write_artifacts(folder, config, job.settings, job.compared, load_call, problem, records, finalized)
-        log.info("%s", table)
-        best = ", best/" if finalized else ""
-        log.info("written to %s: trials.csv, front.json, report.html, run.json%s", folder, best)
-    log.info("load it with %s", load_call)
+
+
+def _write(job: Job, problem: Problem, study: Study, finalized: Finalized | None) -> None:
+    """Write the artifacts and tell of them."""
+    records, folder = read_trials(study), job.folder
+    load_call = _load_call(job)
+    table = write_artifacts(folder, job.config, job.settings, job.compared, load_call, problem, records, finalized)
+    log.info("%s", table)
+    best = ", best/" if finalized else ""
+    log.info("written to %s: trials.csv, front.json, report.html, run.json%s", folder, best)
+
+
+def _weighed(job: Job, problem: Problem) -> Problem:
+    """The problem with errors weighed by what they are feared to do."""
+    return replace(problem, harms=weighed(problem.errors, job.proxy.weights(problem)))
 
 
 def _calibrated(job: Job) -> Problem:
     config = job.config
     try:
         _train_baseline(job)
-        problem = calibrate(
+        return calibrate(
             job.model,
             job.splits,
             job.space,
@@ -176,14 +179,13 @@ def _calibrated(job: Job) -> Problem:
             config.seed,
             job.device,
         )
-        return replace(problem, harms=weighed(problem.errors, job.proxy.weights(problem)))
     except DivergedError as error:
         raise UserError(f"the baseline failed ({error}): lower baseline.learning_rate, or mend its weights") from None
 
 
-def _load_call(best: Path, job: Job) -> str:
+def _load_call(job: Job) -> str:
     trust = "" if _is_ours(job) else ", trust=True"
-    return f'ranksearch.load("{best}"{trust})'
+    return f'ranksearch.load("{job.folder / "best"}"{trust})'
 
 
 def _is_ours(job: Job) -> bool:

@@ -19,6 +19,8 @@ from ranksearch.errors import UserError
 
 OTHERWISE = "use format=torch_export, which takes any network that torch.export can follow"
 # Where functions of a traced graph may come from.
+# Arguments that say no more as (3, 3) than as 3.
+PER_AXIS = ("kernel_size", "stride", "padding", "dilation", "output_size")
 STOCK = ("torch", "_operator", "math", "builtins")
 
 
@@ -80,9 +82,10 @@ def _does_nothing(module: nn.Module) -> bool:
     """Whether a module, not of torch's own, without state or children gives back the very tensor that it is given."""
     if _is_stock(module) or module.training or any(True for _ in module.children()) or module.state_dict():
         return False
-    given = torch.zeros(1, 1, 1, 1)
+    given = torch.linspace(-1, 1, 4).reshape(1, 1, 2, 2)
+    before = given.clone()
     try:
-        return module(given) is given
+        return module(given) is given and torch.equal(given, before)
     except Exception:  # it takes something else
         return False
 
@@ -123,7 +126,7 @@ def _constructor(module: nn.Module, target: str) -> str:
         value = getattr(module, name)
         if name == "bias" or isinstance(value, Tensor):
             value = value is not None
-        if isinstance(value, tuple) and len(value) > 1 and len(set(value)) == 1:
+        if name in PER_AXIS and isinstance(value, tuple) and len(set(value)) == 1:
             value = value[0]  # (3, 3) says no more than 3
         if value == parameter.default:
             continue
@@ -133,7 +136,23 @@ def _constructor(module: nn.Module, target: str) -> str:
             raise UserError(f"{name}={value!r} of '{target}' cannot be written down: {OTHERWISE}") from None
         required = parameter.default is inspect.Parameter.empty
         given.append(repr(value) if required else f"{name}={value!r}")
-    return f"nn.{kind.__name__}({', '.join(given)})"
+    call = f"nn.{kind.__name__}({', '.join(given)})"
+    if _shapes(module) != _shapes_of(call):
+        raise UserError(f"'{target}' cannot be made anew by {call}: {OTHERWISE}")
+    return call
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in module.state_dict().items()}
+
+
+def _shapes_of(call: str) -> dict[str, torch.Size] | None:
+    """What a call makes; None where it fails."""
+    try:
+        with torch.device("meta"):
+            return _shapes(eval(call, {"nn": nn}))
+    except Exception:  # whatever a constructor that lacks an argument raises
+        return None
 
 
 def _imports(names: Mapping[str, Any]) -> list[str]:
@@ -141,6 +160,9 @@ def _imports(names: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, value in names.items():
         if name == "torch" or value is type(None):
+            continue
+        if isinstance(value, float):  # inf and nan, which other numbers are not named like
+            lines.append(f"from math import {name}")
             continue
         home = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", "builtins")
         line, what = f"import {home} as {name}", home

@@ -15,6 +15,7 @@ from ranksearch.datasets import Batch, Splits, batches, draw, length
 from ranksearch.errors import SettingError, UserError
 from ranksearch.factorize import (
     Decomposition,
+    affordable_images,
     collect_sensitivities,
     collect_statistics,
     decompose_schemes,
@@ -32,8 +33,6 @@ log = logging.getLogger(__name__)
 
 
 EVALUATION_BATCH = 256
-# Of the largest map, over all images that layers are solved on one after another, each twice: half a GiB.
-NUMBERS_AT_ONCE = 2**27
 
 
 @dataclass(frozen=True)
@@ -187,24 +186,6 @@ def describe_space(
     return space
 
 
-@torch.no_grad()
-def _largest_map(model: nn.Module, image: Tensor) -> int:
-    """The most numbers that a module of the model gives for one image, `[1, C, H, W]`."""
-    sizes = [image.numel()]
-
-    def see(_: nn.Module, __: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            sizes.append(output.numel())
-
-    handles = [module.register_forward_hook(see) for module in model.modules()]
-    try:
-        model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return max(sizes)
-
-
 def calibrate(
     model: nn.Module,
     splits: Splits,
@@ -252,7 +233,7 @@ def calibrate(
         sum(map(len, images)),
         time.perf_counter() - start,
     )
-    in_turn = min(settings.sequential_images, NUMBERS_AT_ONCE // (2 * _largest_map(model, drawn[:1])))
+    in_turn = min(settings.sequential_images, affordable_images(model, drawn[:1]))
     problem = Problem(
         model=model,
         splits=splits,

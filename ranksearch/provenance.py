@@ -96,6 +96,6 @@ def _fingerprint(splits: Splits, seed: int) -> str:
             total = length(examples)
             for index in range(min(EXAMPLES, total)):
                 image, label = examples[index * total // min(EXAMPLES, total)]
-                digest.update(image.contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(image.cpu().contiguous().view(torch.uint8).numpy().tobytes())
                 digest.update(str(int(label)).encode())
     return digest.hexdigest()[:16]

@@ -67,10 +67,9 @@ class Fisher:
         layers = {layer.spec.name: layer.spec for layer in problem.space.layers}
         gradients = collect_sensitivities(problem.model, problem.calibration, layers, problem.seed)
         outputs = collect_outputs(problem.model, problem.calibration, layers)
-        rises = {
-            name: spec.positions / 2 * float((gradients[name] * outputs[name].covariance).sum())
-            for name, spec in layers.items()
-        }
+        rises = dict.fromkeys(layers, 0.0)  # of layers that the loss does not hear of
+        for name, gradient in gradients.items():
+            rises[name] = layers[name].positions / 2 * float((gradient * outputs[name].covariance).sum())
         return _same(_raised(rises, self.power), problem.space.layers)
 
 

@@ -148,7 +148,7 @@ def train(
             on_step(step, loss)
         if checkpoint is not None and checkpoint.is_due(step, recipe.steps):
             states = {name: part.state_dict() for name, part in parts.items()}
-            checkpoint.write({"step": step, "random": torch.get_rng_state(), **states})
+            checkpoint.write({"step": step, "random": _random_state(), **states})
     if averaged is not None and recipe.steps:
         model.load_state_dict(averaged.module.state_dict())
     model.eval()
@@ -169,8 +169,17 @@ def _restore(checkpoint: Checkpoint, parts: Mapping[str, _Stateful], batches: It
         part.load_state_dict(state[name])
     for _ in range(state["step"]):
         next(batches)
-    torch.set_rng_state(state["random"])
+    torch.set_rng_state(state["random"]["cpu"])
+    if state["random"]["cuda"]:
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
     return int(state["step"])
+
+
+def _random_state() -> dict[str, Any]:
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -185,11 +194,17 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.optim.lr_scheduler.LRScheduler:
-    if recipe.schedule == "one_cycle" and recipe.steps:
-        # The rate is asked for once more after the last step.
-        total, rising = recipe.steps + 1, min(max(recipe.warmup, 1e-3), 0.999)
+    if recipe.schedule == "one_cycle" and recipe.steps > 3:  # in fewer, nothing can rise and fall
+        total = recipe.steps + 1  # the rate is asked for once more after the last step
+        rising = min(max(recipe.warmup * total, 2.0), total - 2.0) / total
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, recipe.learning_rate, total, pct_start=rising, cycle_momentum=recipe.momentum > 0
+            optimizer,
+            recipe.learning_rate,
+            total,
+            pct_start=rising,
+            cycle_momentum=recipe.momentum > 0,
+            base_momentum=max(recipe.momentum - 0.1, 0.0),
+            max_momentum=recipe.momentum,
         )
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
 

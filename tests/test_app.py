@@ -147,7 +147,7 @@ def test_another_trial_can_be_finalized(ran: tuple[Path, subprocess.CompletedPro
 def test_nothing_can_be_finalized_before_a_search(tmp_path: Path) -> None:
     done = call(tmp_path, "task=finalize")
     assert done.returncode == 2
-    assert re.search(r"^ranksearch: .*no trial.*: run task=search first", done.stderr, re.M)
+    assert re.search(r"^ranksearch: there is no study .*: run task=search first", done.stderr, re.M)
 
 
 def test_what_a_search_ends_with_can_be_exported(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

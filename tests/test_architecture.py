@@ -99,6 +99,7 @@ def test_every_config_is_used_by_its_path() -> None:
     """A config file's `_target_` inside ranksearch must exist."""
     for file in Path(ROOT / "conf").rglob("*.yaml"):
         for line in file.read_text().splitlines():
+            line = line.strip().removeprefix("- ")
             if line.startswith("_target_: ranksearch."):
                 module, _, name = line.removeprefix("_target_: ").rpartition(".")
                 tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())

@@ -77,7 +77,8 @@ def test_an_exported_program_takes_any_batch(
 
 def test_onnx_takes_any_batch(network: nn.Module, images: Tensor, logits: Tensor, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    path = export(network, SHAPE, tmp_path, "onnx")
+    path = export(network, SHAPE, tmp_path / "there", "onnx").replace(tmp_path / "alone.onnx")
+    assert list((tmp_path / "there").iterdir()) == []
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for count in (1, 5):
         [found] = session.run(["logits"], {"images": images[:count].numpy()})
@@ -115,6 +116,25 @@ def test_networks_of_torchvision_are_written_plainly(name: str) -> None:
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu_(x)
+
+
+class Masked(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.masked_fill(x > 1, float("-inf")).exp()
+
+
+@pytest.mark.parametrize("end", [InPlace(), Masked(), nn.LayerNorm((4, 4)), nn.Unflatten(1, (2, 2))], ids=repr)
+def test_unusual_ends_are_written_plainly(end: nn.Module) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), end).eval()
+    x = torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        assert torch.equal(rebuilt(*write_plain(network))(x), network(x))
+
+
 class Odd(nn.Conv2d):
     """A layer whose class is not torch's, though it computes what torch's does."""
 
@@ -142,10 +162,14 @@ class Foreign(nn.Module):
         return kept_whole(x)
 
 
-REFUSED = [(Branching(), "cannot be traced"), (Foreign(), "calls test_export.kept_whole, which is not torch's")]
+REFUSED = [
+    (nn.LSTM(3, 4), "cannot be made anew by nn.LSTM"),
+    (Branching(), "cannot be traced"),
+    (Foreign(), "calls test_export.kept_whole, which is not torch's"),
+]
 
 
 @pytest.mark.parametrize(("network", "said"), REFUSED)
 def test_what_cannot_be_written_plainly_is_named(network: nn.Module, said: str) -> None:
     with pytest.raises(UserError, match=f"{said}.*: use format=torch_export"):
-        write_plain(network.eval())
+        write_plain(nn.Sequential(network).eval())

@@ -49,6 +49,13 @@ def test_several_seeds_give_a_mean_and_a_spread_and_the_best_is_kept(problem: Pr
     stamp = (tmp_path / "plan.json").stat().st_mtime_ns
     assert figures(finished(problem, tmp_path, FinalizeSettings(steps=4, seeds=3))) == figures(end)
     assert (tmp_path / "plan.json").stat().st_mtime_ns == stamp
+    (tmp_path / "export").mkdir()
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert figures(finished(problem, tmp_path, FinalizeSettings(steps=4, seeds=3))) == figures(end)
+    assert evaluate(load(tmp_path), problem.test()) == end.saved.test  # made anew
+    assert not (tmp_path / "export").exists()  # it was of the damaged one
     assert len(finished(problem, tmp_path, FinalizeSettings(steps=4, seeds=1)).tuned) == 1
 
 

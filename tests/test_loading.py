@@ -14,6 +14,7 @@ from torch import nn
 import ranksearch
 from ranksearch.errors import PlanError
 from ranksearch.factorize import factorize_model
+from ranksearch.files import read_weights, write_weights
 from ranksearch.loading import save_network
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.problem import Problem
@@ -122,3 +123,13 @@ def test_a_single_wrong_bit_is_noticed(folder: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(PlanError, match=r"model.safetensors is damaged, its checksum does not fit"):
         ranksearch.load(folder)
+    model = nn.Linear(2, 3)
+    write_weights(folder / "linear", model)
+    content = bytearray((folder / "linear").read_bytes())
+    content[-2] ^= 1
+    (folder / "linear").write_bytes(content)
+    other = nn.Linear(2, 3)
+    before = other.weight.clone()
+    with pytest.raises(PlanError, match="is damaged"):
+        read_weights(folder / "linear", other)
+    assert torch.equal(other.weight, before)  # whoever goes on without the file goes on from there

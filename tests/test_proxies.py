@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import CPU
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ranksearch.closed_form import closed_form
 from ranksearch.cost import MacsCost
 from ranksearch.datasets import Splits
 from ranksearch.errors import SettingError
@@ -105,3 +108,15 @@ def test_settings_out_of_range_are_refused() -> None:
             make()
     with pytest.raises(SettingError, match="are no proxies"):
         Mixture(["fisher"])  # type: ignore[list-item]  # as a config could say
+
+
+def test_the_closed_form_avoids_what_is_feared(problem: Problem) -> None:
+    feared = problem.space.layers[0].spec.name
+    weights = {name: dict.fromkeys(curves, 1.0) for name, curves in problem.errors.items()}
+    weights[feared] = dict.fromkeys(weights[feared], 1e6)
+    budget = problem.space.cost.dense // 2
+    [calm] = closed_form(problem, [budget])
+    afraid = dataclasses.replace(problem, harms=weighed(problem.errors, weights))
+    [careful] = closed_form(afraid, [budget])
+    assert feared in calm.layers
+    assert feared not in careful.layers

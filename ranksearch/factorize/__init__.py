@@ -10,7 +10,7 @@ from ranksearch.factorize.decomposition import decompose, decompose_schemes
 from ranksearch.factorize.factors import Decomposition, Factors
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear, factorizing_could_speedup
 from ranksearch.factorize.patches import PatchMoments
-from ranksearch.factorize.sequential import factorize_sequentially
+from ranksearch.factorize.sequential import affordable_images, factorize_sequentially
 from ranksearch.factorize.solver import LowRankSolution, factorize_conv2d, factorize_matrix
 from ranksearch.factorize.statistics import LayerStatistics, Moments
 from ranksearch.factorize.surgery import LayerProfile, factorize_model, factorized_like, profile_layers
@@ -25,6 +25,7 @@ __all__ = [
     "LowRankSolution",
     "Moments",
     "PatchMoments",
+    "affordable_images",
     "collect_outputs",
     "collect_sensitivities",
     "collect_statistics",

@@ -36,6 +36,8 @@ from ranksearch.plan import LayerChoice, RankPlan
 RIDGE = 1e-3
 # With fewer rows than this for each of an input's numbers, a layer keeps the factors for the dense network's inputs.
 ROWS_FOR_EACH_NUMBER = 4
+# Of the largest map, over all images, each of which goes through both networks.
+NUMBERS_AT_ONCE = 2**27
 
 
 class _Pair(nn.Module):
@@ -197,3 +199,31 @@ def _products(layer: Layer, inputs: Tensor, missed: Tensor) -> Tensor:
         padded, layer.weight.shape, missed, taps.stride, 0, taps.dilation, taps.groups
     )
     return sums.reshape(taps.groups, -1, layer.weight[0].numel()).cpu().double()
+
+
+def affordable_images(model: nn.Module, image: Tensor) -> int:
+    """How many images layers may be solved on one after another, so that the largest map of all takes half a GiB.
+
+    Args:
+        model: that is factorized.
+        image: one of them, `[1, ...]`.
+    """
+    return NUMBERS_AT_ONCE // (2 * _largest_map(model, image))
+
+
+@torch.no_grad()
+def _largest_map(model: nn.Module, image: Tensor) -> int:
+    """The most numbers that a module of the model gives for one image, `[1, C, H, W]`."""
+    sizes = [image.numel()]
+
+    def see(_: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel())
+
+    handles = [module.register_forward_hook(see) for module in model.modules()]
+    try:
+        model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(sizes)
