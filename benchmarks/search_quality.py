@@ -213,7 +213,7 @@ def main() -> None:
             problem = problem_of(model, data, kinds, seed, options.steps)
             for name in options.contestants:
                 for entry in contest(name, kinds, seed, problem, options):
-                    facts = {"name": name, "kinds": kinds, "seed": seed, **entry}
+                    facts = {"name": name, "kinds": kinds, "seed": seed, "trial_steps": options.steps, **entry}
                     plan, least = facts.pop("plan", None), facts.pop("least_loss", None)
                     if "hypervolume" in facts:
                         rows.append(facts)

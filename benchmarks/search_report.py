@@ -1,8 +1,8 @@
 """The figures of `search_quality.py` as a table, as CSV and as a picture.
 
-A row has the contestant's ``name``, its ``kinds`` of schemes, ``seed`` and ``trials``, and then either a
-``hypervolume`` or, for a ``share`` of the MACs and ``steps`` of fine-tuning, the test ``accuracy`` and the validation
-``loss`` of its plan, if it has one there, and the ``least_loss`` of any trial.
+A row has the contestant's ``name``, its ``kinds`` of schemes, ``seed``, ``trials`` and their ``trial_steps`` of
+fine-tuning, and then either a ``hypervolume`` or, for a ``share`` of the MACs and ``steps`` of fine-tuning, the test
+``accuracy`` and the validation ``loss`` of its plan, if it has one there, and the ``least_loss`` of any trial.
 """
 
 from __future__ import annotations
@@ -17,7 +17,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Row = dict[str, Any]
-COLUMNS = ("kinds", "name", "trials", "seed", "share", "steps", "accuracy", "loss", "least_loss", "hypervolume")
+COLUMNS = (
+    "kinds",
+    "name",
+    "trials",
+    "trial_steps",
+    "seed",
+    "share",
+    "steps",
+    "accuracy",
+    "loss",
+    "least_loss",
+    "hypervolume",
+)
 
 
 def _where(rows: Sequence[Row], **facts: Any) -> list[Row]:
