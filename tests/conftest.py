@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core, so one thread for each process
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dataclasses
 from pathlib import Path
