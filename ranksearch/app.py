@@ -35,13 +35,14 @@ from optuna.storages import BaseStorage
 from torch import nn
 
 from ranksearch.config import RunConfig
-from ranksearch.cost import CostModel
+from ranksearch.cost import CostModel, MeasuredCost
 from ranksearch.datasets import Splits
+from ranksearch.device import choose_device
 from ranksearch.errors import SettingError, UserError
 from ranksearch.guided import GuidedSampler
 from ranksearch.job import Job, run_export, run_finalize, run_profile, run_search
 from ranksearch.models import is_torchvision
-from ranksearch.problem import choose_device, describe_space
+from ranksearch.problem import describe_space
 from ranksearch.proxies import Proxy
 from ranksearch.schema import freeze, mergeable
 from ranksearch.study import check_sampler, open_study
@@ -168,13 +169,14 @@ def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
     splits = _build_data(config)
     model, recipe = _build_model(config, splits)
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stubs
-    space = describe_space(model, splits, config.space, _build("cost", config.cost, CostModel), device)
+    space = describe_space(model, splits, config.space, _build("cost", config.cost, (CostModel, MeasuredCost)), device)
     try:
         budget = config.constraint.budget(space)
     except SettingError as error:
         raise error.inside("constraint") from None
     compared = {key: plain[key] for key in COMPARED}
-    compared["dataset"] = {key: value for key, value in compared["dataset"].items() if key not in ("root", "workers")}
+    for group, elsewhere in (("dataset", ("root", "workers")), ("cost", ("cache",))):  # which change no figure
+        compared[group] = {key: value for key, value in compared[group].items() if key not in elsewhere}
     # Unresolved, for what stands behind ${oc.env:...} belongs in no file.
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     proxy = _build("proxy", config.proxy, Proxy)
@@ -191,13 +193,13 @@ def _open_study(job: Job) -> tuple[Study, BaseSampler]:
     storage = _build("storage", config.storage, BaseStorage)
     if config.task == "finalize" and config.study.name not in optuna.get_all_study_names(storage):
         raise UserError(f"there is no study '{config.study.name}' to finalize a trial of: run task=search first")
-    study = open_study(config.study.name, storage, job.compared, config.objective)
+    study = open_study(config.study.name, storage, job.compared, config.objective, job.space.cost.model.unit)
     study.pruner = pruner
     return study, _build_sampler(config, trials=len(study.trials))
 
 
-def _build(group: str, settings: Any, kind: type[Any], **extra: Any) -> Any:
-    """Call the ``_target_`` of a group, and see that it gives what the group is for."""
+def _build(group: str, settings: Any, kind: type[Any] | tuple[type[Any], ...], **extra: Any) -> Any:
+    """Call the ``_target_`` of a group, and see that it gives what the group is for, the first of several kinds."""
     if not isinstance(settings, Mapping) or "_target_" not in settings:
         raise UserError(f"{group} has no _target_: give it the dotted name of the callable that builds it")
     target = settings["_target_"]
@@ -218,7 +220,8 @@ def _build(group: str, settings: Any, kind: type[Any], **extra: Any) -> Any:
         reason = f"{type(cause).__name__}: {cause}" if cause else str(error)
         raise UserError(f"{group}: {target} failed ({reason}): check its settings") from error
     if not isinstance(built, kind):
-        returned = f"gives a {type(built).__name__}: it must give a {kind.__name__}"
+        first = kind[0] if isinstance(kind, tuple) else kind
+        returned = f"gives a {type(built).__name__}: it must give a {first.__name__}"
         raise SettingError(f"{group}._target_", target, returned)
     return built
 

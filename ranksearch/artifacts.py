@@ -23,9 +23,11 @@ COLUMNS = (
     "number",
     "state",
     "validation_accuracy",
+    "cost",
+    "cost_unit",
+    "speedup",
     "macs",
     "params",
-    "speedup",
     "seconds",
     "validation_accuracy_before_fine_tuning",
     "validation_loss",
@@ -56,9 +58,11 @@ def write_trials(path: Path, problem: Problem, records: Sequence[TrialRecord]) -
         if (result := record.result) is not None:
             row |= {
                 "validation_accuracy": result.accuracy,
+                "cost": result.cost,
+                "cost_unit": problem.space.cost.model.unit,
+                "speedup": result.speedup,
                 "macs": result.macs,
                 "params": result.params,
-                "speedup": result.speedup,
                 "validation_accuracy_before_fine_tuning": result.accuracy_before,
                 "validation_loss": result.loss,
                 "fine_tune_steps": problem.recipe.steps,
@@ -71,16 +75,22 @@ def write_trials(path: Path, problem: Problem, records: Sequence[TrialRecord]) -
 
 
 def write_front(path: Path, study: str, problem: Problem, points: Sequence[FrontPoint]) -> None:
-    """Write the front by rising MACs, and how its figures were measured."""
-    dense = {"accuracy": problem.baseline.accuracy, "macs": problem.space.cost.dense, "params": problem.params}
+    """Write the front by rising cost, and how its figures were measured."""
+    dense = {
+        "accuracy": problem.baseline.accuracy,
+        "cost": problem.space.cost.dense,
+        "macs": problem.macs.dense,
+        "params": problem.params,
+    }
     entries = [
         {
             "trial": point.number,
             "accuracy": point.result.accuracy,
             "accuracy_before_fine_tuning": point.result.accuracy_before,
+            "cost": point.result.cost,
+            "speedup": point.result.speedup,
             "macs": point.result.macs,
             "params": point.result.params,
-            "speedup": point.result.speedup,
             "plan": point.result.plan.to_json(),
         }
         for point in points
@@ -131,8 +141,8 @@ def write_artifacts(
     notes = {
         "trials": f"accuracy on the validation split after {tuned}",
         "picked plan": f"accuracy on the test split after {longer}",
-        "cost": f"{problem.space.cost.model.unit} of one image of shape {list(problem.splits.input_shape)}",
-        "constraint": f"speedup of at least {config.constraint.speedup:g}",
+        "MACs": f"of one image of shape {list(problem.splits.input_shape)}",
+        "constraint": f"speedup of at least {config.constraint.speedup:g} in {problem.space.cost.scale.name}",
     }
     write_report(folder / "report.html", name, problem, records, points, finalized, load_call, settings, notes)
     return format_table(summary_rows(problem, points, finalized))

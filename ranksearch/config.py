@@ -9,6 +9,7 @@ from ranksearch.baseline import BaselineSettings
 from ranksearch.errors import SettingError
 from ranksearch.export import FORMATS
 from ranksearch.finalize import FinalizeSettings
+from ranksearch.latency import MeasuredLatency
 from ranksearch.picking import PickSettings
 from ranksearch.problem import CalibrationSettings
 from ranksearch.pruning import PruningSettings
@@ -38,6 +39,7 @@ class RunConfig:
     baseline: BaselineSettings
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     finalize: FinalizeSettings = field(default_factory=FinalizeSettings)
+    latency: MeasuredLatency = field(default_factory=MeasuredLatency)
     pick: PickSettings = field(default_factory=PickSettings)
     pruning: PruningSettings = field(default_factory=PruningSettings)
     task: str = "search"

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-accumulates, known from the layers' shapes alone."""
+"""What a network costs; multiply-accumulates, known from the layers' shapes alone, unless another model is named."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from ranksearch.plan import LayerSpec, RankPlan
 
 @runtime_checkable
 class CostModel(Protocol):
-    """The cost of one layer and of a whole network. Pure: asking twice gives the same answer.
+    """The cost of one layer and of a whole network. Pure: asking twice gives the same answer."""
 
-    Attributes:
-        unit: what the numbers count.
-    """
-
-    unit: str
+    @property
+    def unit(self) -> str:
+        """What the numbers count."""
+        ...
 
     def network(self, model: nn.Module, input_shape: Sequence[int]) -> int:
         """The dense network's cost for one example of shape ``input_shape``, `[C, H, W]`."""
@@ -34,6 +33,24 @@ class CostModel(Protocol):
 
     def at_rank(self, spec: LayerSpec, rank: int, scheme: str) -> int:
         """A layer's cost once it is factorized by a scheme."""
+        ...
+
+
+@runtime_checkable
+class MeasuredCost(Protocol):
+    """A cost that must be measured on a network before any of it is known."""
+
+    def measure(
+        self, model: nn.Module, layers: Sequence[LayerSpec], input_shape: Sequence[int], device: torch.device
+    ) -> CostModel:
+        """Measure it, once.
+
+        Args:
+            model: the dense network, in eval mode; is not touched.
+            layers: those that can be factorized.
+            input_shape: of one example, `[C, H, W]`.
+            device: to measure on.
+        """
         ...
 
 
@@ -78,6 +95,28 @@ def count_params(model: nn.Module) -> int:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """How people read costs of a unit.
+
+    Attributes:
+        name: of what is counted.
+        divisor: that costs are divided by.
+        suffix: that stands behind the quotient.
+    """
+
+    name: str
+    divisor: float
+    suffix: str
+
+    def said(self, cost: float) -> str:
+        """A cost as text."""
+        return f"{cost / self.divisor:.{2 if self.suffix else 0}f} {self.suffix}".rstrip()
+
+
+SCALES = {"MACs": Scale("MACs", 1e6, "M"), "ns": Scale("time", 1e6, "ms")}
+
+
+@dataclass(frozen=True)
 class NetworkCost:
     """The cost of any plan of one network, without building it.
 
@@ -91,6 +130,15 @@ class NetworkCost:
     dense: int
     layers: dict[str, LayerSpec]
 
+    @property
+    def scale(self) -> Scale:
+        """How people read the costs."""
+        return SCALES.get(self.model.unit, Scale(self.model.unit, 1.0, ""))
+
+    def said(self, cost: float) -> str:
+        """A cost as text."""
+        return self.scale.said(cost)
+
     def of(self, plan: RankPlan) -> int:
         """The whole network's cost under a plan."""
         saved = 0
@@ -98,3 +146,9 @@ class NetworkCost:
             spec = self.layers[name]
             saved += self.model.dense(spec) - self.model.at_rank(spec, choice.latent_size, choice.scheme)
         return self.dense - saved
+
+    def break_even_rank(self, spec: LayerSpec, scheme: str) -> int:
+        """The largest rank that saves weights, multiply-adds and cost; 0 where none does."""
+        dense, limit = self.model.dense(spec), spec.break_even_rank(scheme)
+        ranks = range(limit, 0, -spec.groups)
+        return next((rank for rank in ranks if self.model.at_rank(spec, rank, scheme) < dense), 0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
@@ -17,12 +17,14 @@ from ranksearch.checkpoint import Checkpoint
 from ranksearch.errors import PlanError, SettingError
 from ranksearch.factorize import factorized_like
 from ranksearch.files import read_weights
+from ranksearch.latency import MeasuredLatency
 from ranksearch.loading import WEIGHTS_FILE, read_plan_file, save_network
 from ranksearch.problem import Problem
 from ranksearch.provenance import settings_hash
 from ranksearch.records import FrontPoint
 from ranksearch.training import Evaluation, Recipe, evaluate
 from ranksearch.trial import TrialResult, evaluate_plan
+from ranksearch.wall_clock import WallClock, measured_on, time_side_by_side
 
 log = logging.getLogger(__name__)
 UNFINISHED = "unfinished"
@@ -39,17 +41,21 @@ class FinalizeSettings:
         seeds: how many fine-tunings, each with batches of its own; the spread between them says what a difference is
             worth.
         checkpoint_every: steps after which the fine-tuning is kept, to go on from after an interruption.
+        time_batches: sizes of the batches on which the network is timed beside the dense one.
     """
 
     steps: int = 200
     learning_rate: float | None = None
     seeds: int = 1
     checkpoint_every: int = 100
+    time_batches: list[int] = field(default_factory=lambda: [1, 64])
 
     def __post_init__(self) -> None:
         for what, least in (("steps", 0), ("seeds", 1), ("checkpoint_every", 1)):
             if getattr(self, what) < least:
                 raise SettingError(what, getattr(self, what), f"is out of range: use {least} or more")
+        if any(size < 1 for size in self.time_batches):
+            raise SettingError("time_batches", self.time_batches, "are out of range: use 1 or more")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise SettingError("learning_rate", self.learning_rate, "is out of range: use above 0")
 
@@ -83,6 +89,7 @@ class Finalized:
         dense: the dense model.
         before: the picked plan before any fine-tuning.
         tuned: after the longer fine-tuning, one for each seed.
+        timed: the dense network and the written one side by side, on batches of several sizes.
     """
 
     point: FrontPoint
@@ -90,6 +97,7 @@ class Finalized:
     dense: Evaluation
     before: Evaluation
     tuned: tuple[Tuned, ...]
+    timed: tuple[WallClock, ...]
 
     @property
     def saved(self) -> Tuned:
@@ -117,6 +125,7 @@ def finalize(
     study: str,
     picked: FrontPoint,
     settings: FinalizeSettings,
+    latency: MeasuredLatency,
     recipe: Mapping[str, Any],
     compared: Mapping[str, Any],
     folder: Path,
@@ -131,6 +140,7 @@ def finalize(
         study: its name.
         picked: the plan.
         settings: the fine-tuning.
+        latency: how networks are timed.
         recipe: how to build the dense network: ``_target_`` and its arguments.
         compared: the settings of the study, plain JSON values.
         folder: to write to.
@@ -162,9 +172,12 @@ def finalize(
     assert best is not None
     assert best_result is not None
     before = evaluate(problem.build(picked.result.plan), problem.test())
-    finalized = Finalized(picked, settings.steps, evaluate(problem.model, problem.test()), before, tuple(tuned))
+    timed = _timed(problem, best, settings.time_batches, latency)
+    finalized = Finalized(picked, settings.steps, evaluate(problem.model, problem.test()), before, tuple(tuned), timed)
     shutil.rmtree(folder / EXPORTS, ignore_errors=True)  # of another network
-    save_network(folder, best, picked.result.plan, recipe, {**made_from, **_facts(problem, best_result, finalized)})
+    save_network(
+        folder, best, picked.result.plan, recipe, {**made_from, **_facts(problem, best_result, finalized, latency)}
+    )
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return finalized
 
@@ -184,16 +197,35 @@ def _tune(
     return evaluate_plan(replace(problem, seed=seed), picked.result.plan, long, checkpoint=checkpoint)
 
 
-def _facts(problem: Problem, result: TrialResult, finalized: Finalized) -> dict[str, Any]:
+def _timed(
+    problem: Problem, network: nn.Module, batch_sizes: Sequence[int], latency: MeasuredLatency
+) -> tuple[WallClock, ...]:
+    found = []
+    for size in batch_sizes:
+        settings = replace(latency, batch_size=size)
+        timed = time_side_by_side(problem.model, network, problem.splits.input_shape, problem.device, settings)
+        log.info("finalize: by the clock, %s", timed.said())
+        found.append(timed)
+    return tuple(found)
+
+
+def _facts(problem: Problem, result: TrialResult, finalized: Finalized, latency: MeasuredLatency) -> dict[str, Any]:
     saved = finalized.saved
     return {
         "seed": saved.seed,
         "input_shape": list(problem.splits.input_shape),
+        "cost": result.cost,
+        "dense_cost": problem.space.cost.dense,
+        "cost_unit": problem.space.cost.model.unit,
+        "speedup": result.speedup,
         "macs": result.macs,
-        "dense_macs": problem.space.cost.dense,
+        "dense_macs": problem.macs.dense,
         "params": result.params,
         "dense_params": problem.params,
-        "speedup": result.speedup,
+        "wall_clock": {
+            **measured_on(problem.device, latency),
+            "batches": [asdict(timed) for timed in finalized.timed],
+        },
         "validation": {"dense": vars(problem.baseline), "factorized": vars(saved.validation)},
         "test": {
             "dense": vars(finalized.dense),
@@ -220,6 +252,7 @@ def _read(folder: Path, made_from: Mapping[str, Any], picked: FrontPoint, dense:
             for entry in entries["seeds"]
         )
         first, before = Evaluation(**test["dense"]), Evaluation(**test["before_fine_tuning"])
-        return Finalized(picked, entries["fine_tune_steps"], first, before, tuned)
+        timed = tuple(WallClock(**entry) for entry in entries["wall_clock"]["batches"])
+        return Finalized(picked, entries["fine_tune_steps"], first, before, tuned, timed)
     except (PlanError, KeyError, TypeError):
         return None

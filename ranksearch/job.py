@@ -23,7 +23,7 @@ from ranksearch.loading import is_trusted, load, read_plan_file
 from ranksearch.models import is_torchvision, weights_fit
 from ranksearch.picking import pick
 from ranksearch.problem import Problem, calibrate
-from ranksearch.profile import display, profile_rows, write_profile
+from ranksearch.profile import READING, describe_choices, display_front, display_layers, profile_problem, write_profile
 from ranksearch.progress import progress
 from ranksearch.proxies import Proxy, weighed
 from ranksearch.records import finished, front, read_trials
@@ -93,10 +93,16 @@ def run_profile(job: Job) -> None:
         UserError: the training of the baseline diverged.
         KeyboardInterrupt: the person asked to stop.
     """
-    rows = profile_rows(_weighed(job, _calibrated(job)))
-    write_profile(job.folder / "profile.csv", rows)
-    log.info("%s", format_table(display(rows)))
-    log.info("written to %s: profile.csv", job.folder)
+    problem = _weighed(job, _calibrated(job))
+    profile = profile_problem(problem, job.config.latency)
+    write_profile(job.folder, profile)
+    log.info("%s", format_table(display_layers(profile)))
+    log.info("%s", READING)
+    for line in describe_choices(problem.space):
+        log.info("space: %s", line)
+    log.info("the front that the closed form predicts, without fine-tuning:")
+    log.info("%s", format_table(display_front(profile)))
+    log.info("written to %s: profile.csv, predicted_front.csv", job.folder)
 
 
 def run_search(job: Job, study: Study, proposer: BaseSampler) -> None:
@@ -144,7 +150,14 @@ def _finish(job: Job, problem: Problem, study: Study) -> Finalized:
     picked = pick(records, config.pick, problem.baseline.accuracy)
     try:
         return finalize(
-            problem, config.study.name, picked, config.finalize, job.recipe, job.compared, job.folder / "best"
+            problem,
+            config.study.name,
+            picked,
+            config.finalize,
+            config.latency,
+            job.recipe,
+            job.compared,
+            job.folder / "best",
         )
     except DivergedError as error:
         raise UserError(f"finalizing failed ({error}), all trials are kept: lower finalize.learning_rate") from None

@@ -30,14 +30,14 @@ def to_svg(figure: Figure) -> str:
 
 
 def draw_front(problem: Problem, records: Sequence[TrialRecord], points: Sequence[FrontPoint], picked: int) -> Figure:
-    """Draw accuracy on the validation split against MACs, with the dense model, the budget and the picked trial."""
+    """Draw accuracy on the validation split against cost, with the dense model, the budget and the picked trial."""
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
-    millions = 1e6
+    cost, scale = problem.space.cost, problem.space.cost.scale
     for closed_form, marker, label in ((True, "D", "closed form"), (False, "o", "sampler")):
         trials = [r.result for r in records if r.result is not None and r.closed_form == closed_form]
         axes.scatter(
-            [t.macs / millions for t in trials],
+            [t.cost / scale.divisor for t in trials],
             [100 * t.accuracy for t in trials],
             marker=marker,
             s=36,
@@ -47,7 +47,7 @@ def draw_front(problem: Problem, records: Sequence[TrialRecord], points: Sequenc
             label=f"{label} ({len(trials)} trials)",
         )
     axes.plot(
-        [p.result.macs / millions for p in points],
+        [p.result.cost / scale.divisor for p in points],
         [100 * p.result.accuracy for p in points],
         color=BLUE,
         marker="o",
@@ -55,36 +55,36 @@ def draw_front(problem: Problem, records: Sequence[TrialRecord], points: Sequenc
         drawstyle="steps-post",
         label="front",
     )
-    dense = problem.space.cost.dense / millions
+    dense = cost.dense / scale.divisor
     axes.scatter([dense], [100 * problem.baseline.accuracy], marker="s", s=64, color=BLACK, label="dense", zorder=3)
     for point in points:
         if point.number == picked:
-            here = (point.result.macs / millions, 100 * point.result.accuracy)
+            here = (point.result.cost / scale.divisor, 100 * point.result.accuracy)
             axes.scatter(
                 *here, marker="*", s=220, color=ORANGE, edgecolor=BLACK, linewidth=0.5, zorder=4, label="picked"
             )
-    axes.axvline(problem.budget / millions, color=GREEN, linestyle="--", linewidth=1.2, label="budget")
+    axes.axvline(problem.budget / scale.divisor, color=GREEN, linestyle="--", linewidth=1.2, label="budget")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("MACs of one image, millions")
+    axes.set_xlabel("MACs of one image, millions" if problem.counts_macs else f"{scale.name}, {scale.suffix}")
     axes.set_ylabel("validation accuracy, %")
     axes.grid(color="#EEEEEE")
     axes.set_axisbelow(True)
     axes.legend(fontsize=8, loc="lower right")
-    _speedup_axis(axes, problem.space.cost.dense / millions)
+    _speedup_axis(axes, dense, scale.name)
     return figure
 
 
-def _speedup_axis(axes: Axes, dense: float) -> None:
-    """Say the speedup above the MACs."""
+def _speedup_axis(axes: Axes, dense: float, what: str) -> None:
+    """Say the speedup above the costs."""
     left, right = axes.get_xlim()
     ticks = [tick for tick in (1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16) if left <= dense / tick <= right]
     above = axes.secondary_xaxis("top")
     above.xaxis.set_minor_locator(NullLocator())
     above.set_xticks([dense / tick for tick in ticks], [f"{tick:g}x" for tick in ticks])
-    above.set_xlabel("speedup in MACs", fontsize=9)
+    above.set_xlabel(f"speedup in {what}", fontsize=9)
 
 
 def draw_latent_sizes(problem: Problem, point: FrontPoint) -> Figure:
@@ -118,8 +118,8 @@ def draw_latent_sizes(problem: Problem, point: FrontPoint) -> Figure:
 
 
 def draw_heat_map(problem: Problem, points: Sequence[FrontPoint]) -> Figure:
-    """Draw all plans of the front: layers down, plans across, the share of its MACs that each layer keeps."""
-    layers = problem.space.layers
+    """Draw all plans of the front: layers down, plans across, the share of its cost that each layer keeps."""
+    layers, model = problem.space.layers, problem.space.cost.model
     kept = np.ones((len(layers), len(points)))
     figure = Figure(figsize=(min(8.0, 3.6 + 0.5 * len(points)), 1.4 + 0.2 * len(layers)), layout="constrained")
     axes = figure.subplots()
@@ -127,7 +127,8 @@ def draw_heat_map(problem: Problem, points: Sequence[FrontPoint]) -> Figure:
         for column, point in enumerate(points):
             choice = point.result.plan.layers.get(layer.spec.name)
             if choice is not None:
-                kept[row, column] = layer.spec.macs_at(choice.latent_size, choice.scheme) / layer.spec.dense_macs
+                price = model.at_rank(layer.spec, choice.latent_size, choice.scheme)
+                kept[row, column] = price / model.dense(layer.spec)
                 color = "white" if kept[row, column] < 0.5 else BLACK
                 letter = choice.scheme[0].upper()
                 axes.text(column, row, letter, color=color, ha="center", va="center", fontsize=6)
@@ -135,5 +136,5 @@ def draw_heat_map(problem: Problem, points: Sequence[FrontPoint]) -> Figure:
     axes.set_yticks(range(len(layers)), [layer.spec.name for layer in layers], fontsize=7)
     axes.set_xticks(range(len(points)), [f"{point.result.speedup:.1f}x" for point in points], fontsize=7, rotation=90)
     axes.set_xlabel("plans of the front, by speedup; letters: Full, Vertical, Horizontal, Pointwise")
-    figure.colorbar(image, label="share of the layer's MACs kept (1 = dense)")
+    figure.colorbar(image, label=f"share of the layer's {problem.space.cost.scale.name} kept (1 = dense)")
     return figure

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ranksearch.cost import CostModel, NetworkCost, count_params
+from ranksearch.cost import CostModel, MacsCost, MeasuredCost, NetworkCost, count_params
 from ranksearch.datasets import Batch, Splits, batches, draw, length
 from ranksearch.errors import SettingError, UserError
 from ranksearch.factorize import (
@@ -71,6 +71,7 @@ class Problem:
         model: the dense model, in eval mode.
         splits: the data.
         space: what a trial may choose.
+        macs: multiply-accumulates of any plan, whatever the space's cost counts.
         decompositions: layer name -> scheme -> decomposition, of every layer in the space.
         errors: layer name -> scheme -> the error that is expected at rank 0, 1, ...
         harms: the same, weighed by what an error is feared to do to the network; see `proxies`.
@@ -90,6 +91,7 @@ class Problem:
     model: nn.Module
     splits: Splits
     space: SearchSpace
+    macs: NetworkCost
     decompositions: Mapping[str, Mapping[str, Decomposition]]
     errors: Errors
     harms: Errors
@@ -120,8 +122,13 @@ class Problem:
         return network
 
     def speedup(self, cost: int) -> float:
-        """Dense cost over a cost."""
+        """Dense cost over a cost, both in the space's unit."""
         return self.space.cost.dense / cost
+
+    @property
+    def counts_macs(self) -> bool:
+        """Whether the space's cost is that of multiply-accumulates itself."""
+        return self.space.cost.model.unit == self.macs.model.unit
 
     def validation(self) -> Iterator[Batch]:
         """The batches to choose by."""
@@ -132,29 +139,14 @@ class Problem:
         return batches(self.splits.test, EVALUATION_BATCH, self.device, self.splits.workers)
 
 
-def choose_device(name: str) -> torch.device:
-    """Read a device's name; ``auto`` is the first GPU, or else the CPU.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError(
-            "device", name, f"cannot be used ({reason}): use auto, cpu, or a device of this machine"
-        ) from None
-    return device
-
-
 def describe_space(
-    model: nn.Module, splits: Splits, settings: SpaceSettings, cost_model: CostModel, device: torch.device
+    model: nn.Module,
+    splits: Splits,
+    settings: SpaceSettings,
+    cost_model: CostModel | MeasuredCost,
+    device: torch.device,
 ) -> SearchSpace:
-    """See that the model runs on the data, find its layers and apply the rules; nothing is trained.
+    """See that the model runs on the data, find its layers, price them and apply the rules; nothing is trained.
 
     Raises:
         UserError: the model cannot run on the images, or the rules do not fit it.
@@ -164,7 +156,7 @@ def describe_space(
         with torch.no_grad():
             logits = model(torch.zeros(1, *shape, device=device))
         profile = profile_layers(model, torch.empty(1, *shape))
-        dense = cost_model.network(model, shape)
+        macs = MacsCost().network(model, shape)
     except Exception as error:  # whatever someone's own forward raises
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise UserError(
@@ -174,13 +166,15 @@ def describe_space(
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         expected = [1, splits.num_classes]
         raise UserError(f"the model answers one image with {found}: return logits of shape {expected}")
+    log.info("model: %.2f M MACs, %.3f M params", macs / 1e6, count_params(model) / 1e6)
+    if isinstance(cost_model, MeasuredCost):
+        cost_model = cost_model.measure(model, profile.layers, shape, device)
+    dense = cost_model.network(model, shape)
     cost = NetworkCost(cost_model, dense, {spec.name: spec for spec in profile.layers})
     space = build_space(settings, profile, cost)
-    log.info("model: %.2f M MACs, %.3f M params", dense / 1e6, count_params(model) / 1e6)
-    kept = len(profile.layers) - len(space.layers)
-    log.info("space: %d layers searched, %d kept dense by its rules", len(space.layers), kept)
-    for reason in dict.fromkeys(profile.skipped.values()):
-        names = [name for name, why in profile.skipped.items() if why == reason]
+    log.info("space: %d layers searched, %d left dense", len(space.layers), len(space.left))
+    for reason in dict.fromkeys(space.left.values()):
+        names = [name for name, why in space.left.items() if why == reason]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         log.info("space: '%s'%s left dense: %s", names[0], more, reason)
     return space
@@ -238,6 +232,7 @@ def calibrate(
         model=model,
         splits=splits,
         space=space,
+        macs=_in_macs(model, space, splits.input_shape),
         decompositions=decompositions,
         errors=errors,
         harms=errors,
@@ -254,3 +249,10 @@ def calibrate(
     )
     log.info("baseline: %.2f %% accuracy on the validation split", 100 * problem.baseline.accuracy)
     return problem
+
+
+def _in_macs(model: nn.Module, space: SearchSpace, input_shape: Sequence[int]) -> NetworkCost:
+    counted = MacsCost()
+    if isinstance(space.cost.model, MacsCost):
+        return space.cost
+    return NetworkCost(counted, counted.network(model, input_shape), space.cost.layers)

@@ -1,21 +1,29 @@
-"""The profile: what every layer costs, how far each scheme may go, and what the closed form makes of it."""
+"""The profile: what every layer costs, how far each scheme may go, and the front that the closed form predicts."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from ranksearch.closed_form import closed_form
+from ranksearch.closed_form import closed_form, predict
+from ranksearch.cost import NetworkCost
 from ranksearch.files import write_text
-from ranksearch.plan import SCHEMES
+from ranksearch.latency import LatencyCost, MeasuredLatency
+from ranksearch.plan import SCHEMES, RankPlan
 from ranksearch.problem import Problem
+from ranksearch.search import closed_form_budgets
+from ranksearch.space import SearchSpace
 
 DENSE = "dense"
 NETWORK = "whole network"
+READING = "columns named after schemes: the break-even rank in MACs, and in time"
+# Budgets of the predicted front, from the constraint's downwards.
+FRONT_POINTS = 6
 
 
 @dataclass(frozen=True)
@@ -24,73 +32,190 @@ class ProfileRow:
 
     Attributes:
         layer: dotted name.
-        cost: of the dense layer, in the cost model's unit.
-        share: of the dense network's cost.
+        macs: multiply-accumulates of the dense layer.
+        share: of the dense network's.
+        nanoseconds: of the dense layer, for one batch on this device.
         break_even: scheme -> the largest rank that saves multiply-adds, of the schemes that the layer can have.
+        break_even_in_time: the same for the measured time.
         scheme: what the closed form chooses at the constraint's budget, or ``"dense"``.
         latent_size: the same, None where the layer stays dense.
-        cost_of_plan: of the layer as chosen.
+        macs_of_plan: of the layer as chosen.
+        nanoseconds_of_plan: the same in time.
         error: share of the output's variance that the choice is expected to lose.
     """
 
     layer: str
-    cost: int
+    macs: int
     share: float
+    nanoseconds: int
     break_even: Mapping[str, int]
+    break_even_in_time: Mapping[str, int]
     scheme: str
     latent_size: int | None
-    cost_of_plan: int
+    macs_of_plan: int
+    nanoseconds_of_plan: int
     error: float | None
 
 
-def profile_rows(problem: Problem) -> list[ProfileRow]:
-    """Every layer that can be factorized, in the order of their first calls, then the whole network.
+@dataclass(frozen=True)
+class PredictedPoint:
+    """What the closed form makes of one budget, before any trial.
 
-    Layers that the space's rules keep dense are among them.
+    Attributes:
+        speedup: in what the search counts.
+        macs: multiply-accumulates of the network.
+        speedup_in_macs: the same as a ratio.
+        speedup_in_time: expected from the times of the layers.
+        error: mean share of variance that is expected to be lost in a layer, over the layers of the space.
+        agreement: share of unseen training images that the network, not fine-tuned, gives the dense one's class.
     """
-    network = problem.space.cost
-    [plan] = closed_form(problem, [problem.budget])
-    rows = []
-    for name, spec in network.layers.items():
-        cost, choice = network.model.dense(spec), plan.layers.get(name)
-        limits = {scheme: spec.break_even_rank(scheme) for scheme in spec.schemes}
-        said: tuple[str, int | None, int, float] = (DENSE, None, cost, 0.0)
-        if choice is not None:
-            size, scheme = choice.latent_size, choice.scheme
-            said = scheme, size, network.model.at_rank(spec, size, scheme), problem.errors[name][scheme][size]
-        rows.append(ProfileRow(name, cost, cost / network.dense, limits, *said))
-    return [*rows, ProfileRow(NETWORK, network.dense, 1.0, {}, "", None, network.of(plan), None)]
+
+    speedup: float
+    macs: int
+    speedup_in_macs: float
+    speedup_in_time: float
+    error: float
+    agreement: float
 
 
-def display(rows: Sequence[ProfileRow]) -> list[tuple[str, ...]]:
-    """A header and the rows as cells for a terminal; the columns with schemes' names hold break-even ranks."""
-    header = ("layer", "MACs", "share", *SCHEMES, "closed form", "MACs kept", "error")
+@dataclass(frozen=True)
+class Profile:
+    """A network's layers, in the order of their first calls, then the whole; and its predicted front."""
+
+    rows: Sequence[ProfileRow]
+    front: Sequence[PredictedPoint]
+
+
+def profile_problem(problem: Problem, latency: MeasuredLatency) -> Profile:
+    """Time every layer and predict the front; nothing is trained.
+
+    Args:
+        problem: that could be searched.
+        latency: how to time layers, where the search itself does not count time.
+    """
+    times, macs = _in_time(problem, latency), problem.macs
+    plans = list(dict.fromkeys(closed_form(problem, closed_form_budgets(problem, FRONT_POINTS))))
+    rows = [_row(name, problem, times, plans[0]) for name in macs.layers]
+    total = (macs.of(plans[0]), times.of(plans[0]))
+    rows.append(ProfileRow(NETWORK, macs.dense, 1.0, times.dense, {}, {}, "", None, *total, None))
+    dense = predict(problem.model, problem.comparison).argmax(1)
+    front = []
+    for plan in plans:
+        lost = [problem.errors[name][choice.scheme][choice.latent_size] for name, choice in plan]
+        same = predict(problem.build(plan), problem.comparison).argmax(1) == dense
+        front.append(
+            PredictedPoint(
+                speedup=problem.speedup(problem.space.cost.of(plan)),
+                macs=macs.of(plan),
+                speedup_in_macs=macs.dense / macs.of(plan),
+                speedup_in_time=times.dense / times.of(plan),
+                error=sum(lost) / len(problem.space.layers),
+                agreement=mean(same.double().tolist()),
+            )
+        )
+    return Profile(rows, front)
+
+
+def _in_time(problem: Problem, latency: MeasuredLatency) -> NetworkCost:
+    if isinstance(problem.space.cost.model, LatencyCost):
+        return problem.space.cost
+    shape, layers = problem.splits.input_shape, problem.macs.layers
+    table = latency.measure(problem.model, list(layers.values()), shape, problem.device)
+    return NetworkCost(table, table.network(problem.model, shape), layers)
+
+
+def _row(name: str, problem: Problem, times: NetworkCost, plan: RankPlan) -> ProfileRow:
+    macs, spec, choice = problem.macs, problem.macs.layers[name], plan.layers.get(name)
+    said: tuple[str, int | None, int, int, float] = (DENSE, None, spec.dense_macs, times.model.dense(spec), 0.0)
+    if choice is not None:
+        size, scheme = choice.latent_size, choice.scheme
+        kept = (spec.macs_at(size, scheme), times.model.at_rank(spec, size, scheme))
+        said = (scheme, size, *kept, problem.errors[name][scheme][size])
+    return ProfileRow(
+        name,
+        spec.dense_macs,
+        spec.dense_macs / macs.dense,
+        times.model.dense(spec),
+        {scheme: spec.break_even_rank(scheme) for scheme in spec.schemes},
+        {scheme: times.break_even_rank(spec, scheme) for scheme in spec.schemes},
+        *said,
+    )
+
+
+def display_layers(profile: Profile) -> list[tuple[str, ...]]:
+    """A header and a row per layer as cells for a terminal; see `READING`."""
+    header = ("layer", "MACs", "share", "time", *SCHEMES, "closed form", "MACs kept", "time kept", "error")
     cells = []
-    for row in rows:
+    for row in profile.rows:
         choice = row.scheme if row.latent_size is None else f"{row.scheme} {row.latent_size}"
-        limits = [str(row.break_even.get(scheme, "" if row.layer == NETWORK else "-")) for scheme in SCHEMES]
+        blank = "" if row.layer == NETWORK else "-"
+        limits = [
+            f"{row.break_even[scheme]}, {row.break_even_in_time[scheme]}" if scheme in row.break_even else blank
+            for scheme in SCHEMES
+        ]
         error = "" if row.error is None else f"{row.error:.2%}"
-        kept = f"{row.cost_of_plan / row.cost:.0%}"
-        cells.append((row.layer, f"{row.cost / 1e6:.2f} M", f"{row.share:.1%}", *limits, choice, kept, error))
+        kept = (f"{row.macs_of_plan / row.macs:.0%}", f"{row.nanoseconds_of_plan / row.nanoseconds:.0%}")
+        dense = (f"{row.macs / 1e6:.2f} M", f"{row.share:.1%}", f"{row.nanoseconds / 1e6:.3f} ms")
+        cells.append((row.layer, *dense, *limits, choice, *kept, error))
     return [header, *cells]
 
 
-def write_profile(path: Path, rows: Sequence[ProfileRow]) -> None:
-    """Write the rows as a table of commas, empty where there is nothing to say."""
-    text = io.StringIO(newline="")
+def display_front(profile: Profile) -> list[tuple[str, ...]]:
+    """A header and a row per plan as cells for a terminal."""
+    header = ("speedup", "MACs", "in MACs", "in time", "mean error", "same class as dense")
+    return [
+        header,
+        *(
+            (
+                f"{point.speedup:.2f}x",
+                f"{point.macs / 1e6:.2f} M",
+                f"{point.speedup_in_macs:.2f}x",
+                f"{point.speedup_in_time:.2f}x",
+                f"{point.error:.2%}",
+                f"{point.agreement:.1%}",
+            )
+            for point in profile.front
+        ),
+    ]
+
+
+def describe_choices(space: SearchSpace) -> list[str]:
+    """What a trial may choose for each layer, and why other layers stay dense, a line each."""
+    searched = []
+    for layer in space.layers:
+        highs = ", ".join(f"{scheme} up to {high}" for scheme, high in layer.highs.items())
+        dense = ", or dense" if layer.dense else ""
+        searched.append(f"{layer.spec.name}: {highs}; from {layer.low} in steps of {layer.step}{dense}")
+    return searched + [f"{name}: dense ({reason})" for name, reason in space.left.items()]
+
+
+def write_profile(folder: Path, profile: Profile) -> None:
+    """Write `profile.csv` and `predicted_front.csv`, empty where there is nothing to say."""
     limits = {scheme: f"break_even_{scheme}" for scheme in SCHEMES}
-    names = ("layer", "macs", "share", *limits.values(), "scheme", "latent_size", "macs_of_plan", "expected_error")
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
+    in_time = {scheme: f"break_even_in_time_{scheme}" for scheme in SCHEMES}
+    rows = []
+    for row in profile.rows:
         cells: dict[str, Any] = {
             "layer": row.layer,
-            "macs": row.cost,
+            "macs": row.macs,
             "share": row.share,
+            "nanoseconds": row.nanoseconds,
+            **{column: row.break_even.get(scheme) for scheme, column in limits.items()},
+            **{column: row.break_even_in_time.get(scheme) for scheme, column in in_time.items()},
             "scheme": row.scheme,
             "latent_size": row.latent_size,
-            "macs_of_plan": row.cost_of_plan,
+            "macs_of_plan": row.macs_of_plan,
+            "nanoseconds_of_plan": row.nanoseconds_of_plan,
             "expected_error": row.error,
         }
-        writer.writerow(cells | {limits[scheme]: rank for scheme, rank in row.break_even.items()})
+        rows.append(cells)
+    _write_csv(folder / "profile.csv", rows)
+    _write_csv(folder / "predicted_front.csv", [vars(point) for point in profile.front])
+
+
+def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    listed, text = list(rows), io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(listed[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(listed)
     write_text(path, text.getvalue())

@@ -69,7 +69,7 @@ class Progress:
 
 def _rank(record: TrialRecord) -> tuple[float, int]:
     assert record.result is not None
-    return record.result.accuracy, -record.result.macs
+    return record.result.accuracy, -record.result.cost
 
 
 def _describe(record: TrialRecord) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ranksearch.datasets import Splits, length
+from ranksearch.device import describe_device
 
 RUN_FORMAT = "ranksearch.run/1"
 PACKAGES = ("ranksearch", "torch", "torchvision", "optuna", "hydra-core", "omegaconf", "numpy", "scikit-learn")
@@ -42,7 +43,7 @@ def run_record(
         "format": RUN_FORMAT,
         "versions": {"python": platform.python_version(), **_versions()},
         "git_revision": _git_revision(),
-        "device": _describe(device),
+        "device": describe_device(device),
         "seed": seed,
         "settings": settings,
         "settings_hash": settings_hash(compared),
@@ -79,12 +80,6 @@ def _git_revision() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _describe(device: torch.device) -> dict[str, Any]:
-    if device.type == "cuda":
-        return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
-    return {"type": device.type, "name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
 
 
 def _fingerprint(splits: Splits, seed: int) -> str:

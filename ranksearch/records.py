@@ -98,7 +98,7 @@ def front(records: Sequence[TrialRecord]) -> list[FrontPoint]:
         if record.feasible and record.result is not None
     ]
     feasible.sort(key=lambda point: point.number)
-    places = undominated([(point.result.macs, point.result.accuracy) for point in feasible])
+    places = undominated([(point.result.cost, point.result.accuracy) for point in feasible])
     return [feasible[place] for place in places]
 
 

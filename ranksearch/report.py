@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ranksearch.device import describe_device
 from ranksearch.files import write_text
 from ranksearch.finalize import Finalized
 from ranksearch.pictures import draw_front, draw_heat_map, draw_latent_sizes, to_svg
@@ -36,7 +37,7 @@ def summary_rows(
 
     Args:
         problem: that was searched.
-        points: the front, by rising MACs.
+        points: the front, by rising cost.
         finalized: the picked plan's end, if it came to that.
         others: how many more points, spread over the front.
 
@@ -45,24 +46,38 @@ def summary_rows(
     """
     dense = problem.space.cost.dense
 
-    def row(label: str, macs: int, params: int, validation: float, test: str = "") -> tuple[str, ...]:
-        speedup = f"{problem.speedup(macs):.2f}x"
-        return (label, f"{macs / 1e6:.2f} M", speedup, f"{params / 1e6:.3f} M", f"{validation:.2%}", test)
+    def row(label: str, cost: int, macs: int, params: int, validation: float, test: str = "") -> tuple[str, ...]:
+        costs = _costs(problem, cost, macs)
+        return (label, *costs, f"{params / 1e6:.3f} M", f"{validation:.2%}", test)
 
-    rows: list[tuple[str, ...]] = [("", "MACs", "speedup", "params", "validation", "test")]
+    rows: list[tuple[str, ...]] = [("", *_cost_names(problem), "params", "validation", "test")]
     on_test = f"{finalized.dense.accuracy:.2%}" if finalized else ""
-    rows.append(row("dense", dense, problem.params, problem.baseline.accuracy, on_test))
+    rows.append(row("dense", dense, problem.macs.dense, problem.params, problem.baseline.accuracy, on_test))
     if finalized:
         picked = finalized.point.result
         label = f"picked: trial {finalized.point.number}"
-        rows.append(row(label, picked.macs, picked.params, picked.accuracy, finalized.said()))
+        rows.append(row(label, picked.cost, picked.macs, picked.params, picked.accuracy, finalized.said()))
     rest = [point for point in points if finalized is None or point.number != finalized.point.number]
     count = min(others, len(rest))
     chosen = [rest[round(index * (len(rest) - 1) / max(count - 1, 1))] for index in range(count)]
     for point in reversed(chosen):
         result = point.result
-        rows.append(row(f"trial {point.number}", result.macs, result.params, result.accuracy))
+        rows.append(row(f"trial {point.number}", result.cost, result.macs, result.params, result.accuracy))
     return rows
+
+
+def _cost_names(problem: Problem) -> tuple[str, ...]:
+    """What `_costs` gives."""
+    searched = (problem.space.cost.scale.name, "speedup")
+    return searched if problem.counts_macs else (*searched, "MACs", "in MACs")
+
+
+def _costs(problem: Problem, cost: int, macs: int) -> tuple[str, ...]:
+    """A cost and its speedup as text; the same of the MACs, where it counts something else."""
+    searched = (problem.space.cost.said(cost), f"{problem.speedup(cost):.2f}x")
+    return (
+        searched if problem.counts_macs else (*searched, problem.macs.said(macs), f"{problem.macs.dense / macs:.2f}x")
+    )
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
@@ -95,7 +110,7 @@ def write_report(
         study: its name.
         problem: that was searched.
         records: all trials.
-        points: the front, by rising MACs.
+        points: the front, by rising cost.
         finalized: the picked plan's end, if it came to that.
         load_call: what loads the picked network.
         settings: of the run, plain JSON values.
@@ -105,7 +120,7 @@ def write_report(
     picked = finalized.point.number if finalized else -1
     parts = [
         f"<h1>ranksearch: {escape(study)}</h1>",
-        f'<p class="headline">{_headline(finalized)}</p>',
+        f'<p class="headline">{_headline(problem, finalized)}</p>',
     ]
     trials = ", ".join(f"{count} {state.lower()}" for state, count in counts.items())
     parts.append(f"<p>Trials: {trials}.</p><ul>")
@@ -119,7 +134,7 @@ def write_report(
         )
     )
     if points:
-        parts.append(_front_table(points, picked))
+        parts.append(_front_table(problem, points, picked))
         shown = finalized.point if finalized else points[-1]
         parts.append("<h2>Scheme and latent size of every layer</h2>")
         parts.append(
@@ -132,6 +147,8 @@ def write_report(
         parts.append(_figure(to_svg(draw_heat_map(problem, points)), "All plans of the front."))
     if finalized:
         code = f"import ranksearch\nnetwork = {load_call}"
+        if finalized.timed:
+            parts.append("<h2>By the clock</h2>" + _clock_table(problem, finalized))
         parts.append(f"<h2>Load the picked network</h2><pre>{escape(code)}</pre>")
     parts.append(f"<h2>Settings</h2><pre>{escape(json.dumps(settings, indent=2))}</pre>")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(study)}</title>'
@@ -141,11 +158,12 @@ def write_report(
     write_text(path, page + "\n")
 
 
-def _headline(finalized: Finalized | None) -> str:
+def _headline(problem: Problem, finalized: Finalized | None) -> str:
     if finalized is None:
         return "No plan has been finalized yet."
+    counted, steps = problem.space.cost.scale.name, finalized.steps
     return (
-        f"{finalized.point.result.speedup:.2f}x fewer MACs at {finalized.said()} test accuracy after {finalized.steps} "
+        f"{finalized.point.result.speedup:.2f}x in {counted} at {finalized.said()} test accuracy after {steps} "
         f"fine-tuning steps ({finalized.before.accuracy:.2%} before them; dense: {finalized.dense.accuracy:.2%}), "
         f"trial {finalized.point.number}."
     )
@@ -160,16 +178,30 @@ def _figure(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _front_table(points: Sequence[FrontPoint], picked: int) -> str:
-    head = ("trial", "from", "MACs", "speedup", "params", "validation before", "after fine-tuning", "layers by scheme")
+def _clock_table(problem: Problem, finalized: Finalized) -> str:
+    head = ("batch", "dense", "factorized", "speedup", "spread")
+    rows = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    for timed in finalized.timed:
+        times = (f"{1e3 * timed.dense_seconds:.2f} ms", f"{1e3 * timed.factorized_seconds:.2f} ms")
+        cells = (timed.batch_size, *times, f"{timed.speedup:.2f}x", f"{timed.spread:.0%}")
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    device = describe_device(problem.device)
+    threads = f", {device['threads']} threads" if "threads" in device else ""
+    macs = problem.macs.dense / finalized.point.result.macs
+    where = escape(f"Both networks by turns in one run, on {device['name']}{threads}; in MACs it is {macs:.2f}x.")
+    return f"<table>{''.join(rows)}</table><p>{where}</p>"
+
+
+def _front_table(problem: Problem, points: Sequence[FrontPoint], picked: int) -> str:
+    costs = _cost_names(problem)
+    head = ("trial", "from", *costs, "params", "validation before", "after fine-tuning", "layers by scheme")
     rows = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
     for point in points:
         r = point.result
         cells = (
             point.number,
             "closed form" if point.closed_form else "sampler",
-            f"{r.macs:,}",
-            f"{r.speedup:.2f}x",
+            *_costs(problem, r.cost, r.macs),
             f"{r.params:,}",
             f"{r.accuracy_before:.2%}",
             f"{r.accuracy:.2%}",

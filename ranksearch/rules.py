@@ -89,7 +89,9 @@ class SpaceSettings:
 BLOCKS_OF_WIDE_LAYERS = 8
 
 
-def _choices(spec: LayerSpec, rule: Rule, multiple_of: int) -> LayerSpace:
+def _choices(spec: LayerSpec, rule: Rule, multiple_of: int, cost: NetworkCost) -> LayerSpace | None:
+    """What a rule leaves of a layer; None where nothing of it saves what the cost counts."""
+
     def rank(size: float) -> int:
         # One rule serves many layers, so ints too mean whole groups here.
         return spec.whole_groups(resolve_latent_size(size, spec.in_size, spec.out_size))
@@ -107,6 +109,9 @@ def _choices(spec: LayerSpec, rule: Rule, multiple_of: int) -> LayerSpace:
     limits = {scheme: spec.break_even_rank(scheme) for scheme in offered}
     if low > max(limits.values()):
         spec.require_saving(low, max(limits, key=limits.__getitem__))
+    limits = {scheme: cost.break_even_rank(spec, scheme) for scheme in offered}
+    if low > max(limits.values()):
+        return None
     highs = {scheme: limit if rule.high is None else min(limit, rank(rule.high)) for scheme, limit in limits.items()}
     if low > (high := max(highs.values())):
         raise UserError(
@@ -137,17 +142,26 @@ def build_space(settings: SpaceSettings, profile: LayerProfile, cost: NetworkCos
     kept = {profile.stem} if settings.stem == "dense" else set()
     if settings.classifier == "dense":
         kept.add(profile.classifier)
-    searched = []
+    searched, left = [], dict(profile.skipped)
     for spec in profile.layers:
         matching = next((rule for rule in settings.rules if fnmatchcase(spec.name, rule.match)), None)
         if matching is None and spec.name in kept:
+            which = "stem" if spec.name == profile.stem else "classifier"
+            left[spec.name] = f"space.{which}=dense"
             continue
         rule = matching or settings.default
-        if rule.keep is None:
-            searched.append(_choices(spec, rule, settings.multiple_of))
+        choices = None if rule.keep is not None else _choices(spec, rule, settings.multiple_of, cost)
+        if choices is not None:
+            searched.append(choices)
+        else:
+            nothing = f"no latent size saves {cost.scale.name}"
+            left[spec.name] = nothing if rule.keep is None else f"kept dense by the space rule '{rule.match}'"
     if not searched:
-        raise UserError("the space keeps every layer dense, so there is nothing to search: let a rule free some layers")
-    return SearchSpace(tuple(searched), cost)
+        reasons = "; ".join(dict.fromkeys(left.values()))
+        raise UserError(
+            f"the space keeps every layer dense ({reasons}), so there is nothing to search: let a rule free some layers"
+        )
+    return SearchSpace(tuple(searched), cost, left)
 
 
 def _check_rule(rule: Rule, profile: LayerProfile) -> None:

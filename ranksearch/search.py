@@ -185,7 +185,7 @@ def _score(study: Study, trial: Trial, problem: Problem, pruning: PruningSetting
     cost = problem.space.cost.of(plan)
     trial.set_constraint("budget", cost - problem.budget)
     if cost > problem.budget:
-        _prune(trial, f"infeasible: {cost} MACs exceed the budget of {problem.budget}")
+        _prune(trial, f"infeasible: {cost} {problem.space.cost.model.unit} exceed the budget of {problem.budget}")
     steps, seen = problem.recipe.steps, dict[int, float]()
 
     def on_rung(step: int, accuracy: float) -> None:
@@ -211,7 +211,7 @@ def _score(study: Study, trial: Trial, problem: Problem, pruning: PruningSetting
         # Optuna ends a trial of no value as FAIL and goes on.
         return float("nan"), float("nan")
     trial.set_user_attr(RESULT, result.to_json())
-    return result.accuracy, result.macs
+    return result.accuracy, result.cost
 
 
 def _prune(trial: Trial, reason: str) -> NoReturn:

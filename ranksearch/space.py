@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ranksearch.allocation import LayerOptions, allocate
 from ranksearch.cost import NetworkCost
@@ -99,10 +99,17 @@ class LayerSpace:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The choices of every layer under search, and what any plan of theirs costs."""
+    """The choices of every layer under search, and what any plan of theirs costs.
+
+    Attributes:
+        layers: their choices.
+        cost: of any plan.
+        left: name -> reason, of every convolution and linear layer that stays dense.
+    """
 
     layers: tuple[LayerSpace, ...]
     cost: NetworkCost
+    left: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def schemes(self) -> set[str]:
@@ -162,7 +169,7 @@ class SearchSpace:
         for layer in self.layers:
             highs = {scheme: high for scheme, high in layer.highs.items() if scheme in schemes}
             layers.append(replace(layer, highs=highs or layer.highs))
-        return SearchSpace(tuple(layers), self.cost)
+        return replace(self, layers=tuple(layers))
 
     @property
     def cheapest(self) -> RankPlan:

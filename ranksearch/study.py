@@ -21,12 +21,14 @@ from ranksearch.sampler import FeasibleSampler, suggest
 from ranksearch.space import SearchSpace
 
 # What a study optimizes: accuracy and cost, or accuracy at the constraint's speedup alone.
-OBJECTIVES = {"front": ("accuracy", "MACs"), "accuracy": ("accuracy",)}
+OBJECTIVES = {"front": ("accuracy", "cost"), "accuracy": ("accuracy",)}
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 SETTINGS = "settings"
 
 
-def open_study(name: str, storage: BaseStorage, settings: Mapping[str, Any], objective: str = "front") -> Study:
+def open_study(
+    name: str, storage: BaseStorage, settings: Mapping[str, Any], objective: str = "front", unit: str = "MACs"
+) -> Study:
     """Make a study, or continue the one of this name.
 
     Args:
@@ -34,11 +36,12 @@ def open_study(name: str, storage: BaseStorage, settings: Mapping[str, Any], obj
         storage: that keeps it.
         settings: all that makes two trials comparable, as plain JSON values.
         objective: one of `OBJECTIVES`.
+        unit: that costs are counted in.
 
     Raises:
         UserError: the study of this name was made with other settings.
     """
-    metrics = OBJECTIVES[objective]
+    metrics = [unit if metric == "cost" else metric for metric in OBJECTIVES[objective]]
     directions = DIRECTIONS[: len(metrics)]
     study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     known = study.user_attrs.get(SETTINGS)
@@ -46,7 +49,7 @@ def open_study(name: str, storage: BaseStorage, settings: Mapping[str, Any], obj
         study.set_user_attr(SETTINGS, dict(settings))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names(list(metrics))
+            study.set_metric_names(metrics)
     elif known != json.loads(json.dumps(settings)):
         changed = sorted(_differences(known, settings))
         raise UserError(

@@ -27,9 +27,10 @@ class TrialResult:
 
     Attributes:
         plan: as it was built.
-        macs: cost of the factorized network.
+        cost: of the factorized network, in the unit of the space's cost.
+        speedup: dense cost over ``cost``.
+        macs: multiply-accumulates of one example.
         params: of the factorized network.
-        speedup: dense cost over ``macs``.
         accuracy_before: on the validation split, before fine-tuning.
         accuracy: on the validation split, after fine-tuning.
         loss: cross-entropy on the validation split, after fine-tuning.
@@ -37,9 +38,10 @@ class TrialResult:
     """
 
     plan: RankPlan
+    cost: int
+    speedup: float
     macs: int
     params: int
-    speedup: float
     accuracy_before: float
     accuracy: float
     loss: float
@@ -122,12 +124,13 @@ def evaluate_plan(
             train(network, data, recipe, teacher=problem.model, on_step=look, checkpoint=checkpoint)
         with watch.stage("evaluate"):
             after = evaluate(network, problem.validation())
-    macs = problem.space.cost.of(plan)
+    cost = problem.space.cost.of(plan)
     result = TrialResult(
         plan=plan,
-        macs=macs,
+        cost=cost,
+        speedup=problem.speedup(cost),
+        macs=problem.macs.of(plan),
         params=count_params(network),
-        speedup=problem.speedup(macs),
         accuracy_before=before.accuracy,
         accuracy=after.accuracy,
         loss=after.loss,

@@ -90,7 +90,8 @@ def test_the_table_of_trials_agrees_with_the_study(ran: tuple[Path, subprocess.C
     study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{outputs / 'ranksearch.db'}")
     assert study.metric_names == ["accuracy", "MACs"]
     for row, trial in zip(rows, study.trials, strict=True):
-        assert [float(row["validation_accuracy"]), float(row["macs"])] == trial.values
+        assert [float(row["validation_accuracy"]), float(row["cost"])] == trial.values
+        assert (row["cost_unit"], row["cost"]) == ("MACs", row["macs"])
         plan = json.loads(row["plan"])
         assert {name: entry["latent_size"] for name, entry in plan.items()}.items() <= trial.params.items()
         assert {name.split(".")[0] for name in trial.params} == {"layer1", "layer2", "layer3"}
@@ -125,6 +126,15 @@ def test_schemes_are_in_the_trials_the_tables_the_report_and_the_profile(
         assert re.search(rf"^{name} .* {entry['scheme']} {entry['latent_size']} +\d+%", done.stdout, re.M)
         assert int(entry["latent_size"]) <= int(rows[name][f"break_even_{entry['scheme']}"])
     assert rows["conv1"]["scheme"] == "dense"
+    for row in rows.values():
+        for scheme in ("full", "vertical", "horizontal", "pointwise"):
+            if row[f"break_even_{scheme}"]:
+                assert int(row[f"break_even_in_time_{scheme}"]) <= int(row[f"break_even_{scheme}"])
+    with (outputs / STUDY / "predicted_front.csv").open(newline="") as file:
+        speedups = [float(row["speedup"]) for row in csv.DictReader(file)]
+    assert speedups == sorted(set(speedups))
+    assert speedups[0] >= 1.5
+    assert "space: conv1: dense (space.stem=dense)" in done.stdout
     total = rows.pop("whole network")
     saved = sum(int(row["macs"]) - int(row["macs_of_plan"]) for row in rows.values())
     assert int(total["macs"]) - int(total["macs_of_plan"]) == saved
@@ -142,6 +152,45 @@ def test_another_trial_can_be_finalized(ran: tuple[Path, subprocess.CompletedPro
     done = call(tmp_path, "task=finalize", "pick.speedup=99")
     assert done.returncode == 2
     assert re.search(r"^ranksearch: pick.speedup=99 exceeds \d.*: lower it", done.stderr, re.M)
+
+
+OVERHEAD = """
+from dataclasses import dataclass
+from ranksearch.cost import MacsCost
+
+
+@dataclass(frozen=True)
+class Overhead(MacsCost):
+    '''Two layers in the place of one take longer to start.'''
+    unit: str = "ns"
+    start: int = 10_000
+
+    def at_rank(self, spec, rank, scheme):
+        return spec.macs_at(rank, scheme) + self.start
+"""
+
+
+def test_a_search_may_count_another_cost_than_macs(tmp_path: Path) -> None:
+    (tmp_path / "mycost.py").write_text(OVERHEAD)
+    done = call(tmp_path, "cost._target_=mycost.Overhead", "constraint.speedup=1.2", "finalize.time_batches=[2]")
+    assert done.returncode == 0, done.stderr
+    study = tmp_path / "outputs" / STUDY.replace("1.5x", "1.2x")
+    for file, schema in (("front.json", "front-1.json"), ("best/plan.json", "plan-1.json")):
+        content = json.loads((study / file).read_text())
+        jsonschema.validate(content, json.loads((ROOT / "docs" / "schemas" / schema).read_text()))
+    with (study / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    dense = json.loads((study / "front.json").read_text())["dense"]["cost"]
+    for row in rows:
+        plan = json.loads(row["plan"])
+        assert row["cost_unit"] == "ns"
+        assert int(row["cost"]) == int(row["macs"]) + 10_000 * len(plan) <= dense / 1.2
+        assert float(row["speedup"]) == pytest.approx(dense / int(row["cost"]))
+    assert re.search(r"^ +time +speedup +MACs +in MACs", done.stdout, re.M)
+    assert re.search(r"finalize: by the clock, batch 2: .* [\d.]+x \+- \d+ %", done.stdout)
+    assert "By the clock" in (study / "report.html").read_text()
+    loaded = optuna.load_study(study_name=study.name, storage=f"sqlite:///{tmp_path / 'outputs' / 'ranksearch.db'}")
+    assert loaded.metric_names == ["accuracy", "ns"]
 
 
 def test_nothing_can_be_finalized_before_a_search(tmp_path: Path) -> None:
@@ -330,6 +379,9 @@ BAD = {
     "study.name=../elsewhere": r"study.name=../elsewhere cannot name a folder",
     "sampler=random sampler._target_=optuna.samplers.CmaEsSampler": r"sampler=CmaEsSampler cannot serve this search",
     "storage._target_=builtins.dict": r"storage._target_=builtins.dict gives a dict: it must give a BaseStorage",
+    "cost=latency latency.dtype=float8": r"latency.dtype=float8 is unknown: use float32, bfloat16, float16",
+    "latency.batch_size=0": r"latency.batch_size=0 is out of range: use 1 or more",
+    "finalize.time_batches=[0]": r"finalize.time_batches=\[0\] are out of range: use 1 or more",
     "cost._target_=builtins.dict": r"cost._target_=builtins.dict gives a dict: it must give a CostModel",
     "outputs=/proc/nowhere": r"/proc/nowhere\S* cannot be written",
     "~model._target_": r"model has no _target_",

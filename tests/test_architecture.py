@@ -14,10 +14,10 @@ PACKAGE = ROOT / "ranksearch"
 # From the ground up; a module may import from any row above its own, and from modules named in its own row never.
 FLOORS = [
     ["errors"],
-    ["pruning", "plan", "files", "schema", "models", "datasets", "storage"],
-    ["factorize", "checkpoint"],
-    ["cost", "loading", "training", "plain", "provenance"],
-    ["allocation", "baseline", "layer_weights", "export", "applying"],
+    ["pruning", "plan", "files", "schema", "models", "datasets", "storage", "device"],
+    ["factorize", "checkpoint", "timing"],
+    ["cost", "latency", "loading", "training", "plain", "provenance"],
+    ["allocation", "baseline", "layer_weights", "export", "applying", "wall_clock"],
     ["space"],
     ["rules", "sampler"],
     ["problem"],

@@ -12,6 +12,7 @@ import torch
 
 from ranksearch.checkpoint import Checkpoint
 from ranksearch.finalize import Finalized, FinalizeSettings, finalize
+from ranksearch.latency import MeasuredLatency
 from ranksearch.loading import load
 from ranksearch.problem import Problem
 from ranksearch.records import FrontPoint
@@ -24,12 +25,13 @@ RECIPE = {"_target_": "ranksearch.models.cifar_resnet", "depth": 8, "num_classes
 def finished(problem: Problem, folder: Path, settings: FinalizeSettings) -> Finalized:
     plan = problem.space.allocate(problem.harms, problem.budget)
     _, result = evaluate_plan(problem, plan, dataclasses.replace(problem.recipe, steps=0))
-    return finalize(problem, "study", FrontPoint(3, True, result), settings, RECIPE, {}, folder)
+    picked = FrontPoint(3, True, result)
+    return finalize(problem, "study", picked, settings, MeasuredLatency(repeats=2), RECIPE, {}, folder)
 
 
 def figures(end: Finalized) -> dict[str, object]:
-    """All but the trial, which holds seconds."""
-    return {name: value for name, value in vars(end).items() if name != "point"}
+    """All but what holds seconds."""
+    return {name: value for name, value in vars(end).items() if name not in ("point", "timed")}
 
 
 def test_several_seeds_give_a_mean_and_a_spread_and_the_best_is_kept(problem: Problem, tmp_path: Path) -> None:
@@ -47,7 +49,9 @@ def test_several_seeds_give_a_mean_and_a_spread_and_the_best_is_kept(problem: Pr
     assert [entry["test"]["accuracy"] for entry in entries["seeds"]] == accuracies
     # The same pick is read, not made again; another length is another pick.
     stamp = (tmp_path / "plan.json").stat().st_mtime_ns
-    assert figures(finished(problem, tmp_path, FinalizeSettings(steps=4, seeds=3))) == figures(end)
+    again = finished(problem, tmp_path, FinalizeSettings(steps=4, seeds=3))
+    assert (figures(again), again.timed) == (figures(end), end.timed)
+    assert [timed.batch_size for timed in end.timed] == [1, 64]
     assert (tmp_path / "plan.json").stat().st_mtime_ns == stamp
     (tmp_path / "export").mkdir()
     content = bytearray((tmp_path / "model.safetensors").read_bytes())

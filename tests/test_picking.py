@@ -16,7 +16,7 @@ DENSE = 1000
 
 
 def record(number: int, macs: int, accuracy: float, feasible: bool = True) -> TrialRecord:
-    result = TrialResult(RankPlan(), macs, 1, DENSE / macs, accuracy, accuracy, 1.0, {})
+    result = TrialResult(RankPlan(), macs, DENSE / macs, macs, 1, accuracy, accuracy, 1.0, {})
     return TrialRecord(number, "COMPLETE", feasible, False, result, "", 1.0)
 
 

@@ -65,9 +65,9 @@ def test_every_trial_records_the_plan_that_it_built(problem: Problem) -> None:
         assert record.result is not None
         assert record.feasible
         assert problem.space.plan(trial.params) == record.result.plan
-        assert trial.values == [record.result.accuracy, record.result.macs]
-        assert record.result.macs == problem.space.cost.of(record.result.plan) <= problem.budget
-        assert record.result.speedup == problem.space.cost.dense / record.result.macs
+        assert trial.values == [record.result.accuracy, record.result.cost]
+        assert record.result.cost == problem.space.cost.of(record.result.plan) <= problem.budget
+        assert record.result.speedup == problem.space.cost.dense / record.result.cost
 
 
 def test_the_same_seed_repeats_the_same_numbers(problem: Problem) -> None:
@@ -197,7 +197,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 
 
 def record(number: int, accuracy: float, macs: int, feasible: bool = True) -> TrialRecord:
-    result = TrialResult(RankPlan(), macs, 1, 1.0, 0.0, accuracy, 0.0, {})
+    result = TrialResult(RankPlan(), macs, 1.0, macs, 1, 0.0, accuracy, 0.0, {})
     return TrialRecord(number, "COMPLETE", feasible, False, result, "", 0.0)
 
 

@@ -1,0 +1,56 @@
+"""Where everything runs."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ranksearch.errors import SettingError
+
+
+def choose_device(name: str) -> torch.device:
+    """Read a device's name; ``auto`` is the first GPU, or else the CPU.
+
+    Raises:
+        SettingError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(
+            "device", name, f"cannot be used ({reason}): use auto, cpu, or a device of this machine"
+        ) from None
+    return device
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """What times measured on a device depend on, as plain JSON values."""
+    if device.type == "cuda":
+        return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
+    name = _processor() if device.type == "cpu" else platform.machine()
+    return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    """The processor's name as it gives it itself, where that can be read."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
