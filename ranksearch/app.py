@@ -36,7 +36,7 @@ from torch import nn
 
 from ranksearch.config import RunConfig
 from ranksearch.cost import CostModel, MeasuredCost
-from ranksearch.datasets import Splits
+from ranksearch.datasets import Splits, held_on
 from ranksearch.device import choose_device
 from ranksearch.errors import SettingError, UserError
 from ranksearch.guided import GuidedSampler
@@ -166,7 +166,7 @@ def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
     optuna.logging.enable_propagation()
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # ranksearch tells of trials in its own words
     device = choose_device(config.device)
-    splits = _build_data(config)
+    splits = held_on(_build_data(config), device)
     model, recipe = _build_model(config, splits)
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stubs
     space = describe_space(model, splits, config.space, _build("cost", config.cost, (CostModel, MeasuredCost)), device)

@@ -1,26 +1,22 @@
-"""Data sets that `conf/dataset` points at, each as three disjoint splits. The only home of torchvision's data."""
+"""A data set as three disjoint splits, and batches of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
-from torchvision import datasets as torchvision_datasets
-from torchvision.transforms import v2
 
 from ranksearch.errors import UserError
 
 Examples = Dataset[tuple[Any, Any]]
 Batch = tuple[Tensor, Tensor]
+
+# A split up to this size is held on the device whose memory it takes.
+HELD_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ def batches(
     count = length(examples)
     if limit is not None and limit < count:
         examples = Subset(examples, [index * count // limit for index in range(limit)])
-    yield from _loaded(DataLoader(examples, size, num_workers=workers), device)
+    yield from _loaded(examples, device, batch_size=size, num_workers=workers)
 
 
 def draw(examples: Examples, count: int, device: torch.device, seed: int, workers: int = 0) -> Tensor:
@@ -100,120 +96,58 @@ def endless_batches(
     """
     full = length(examples) >= size
     generator = torch.Generator().manual_seed(seed)
-    loader = DataLoader(examples, size, shuffle=True, drop_last=full, num_workers=workers, generator=generator)
     while True:
-        yield from _loaded(loader, device)
+        yield from _loaded(
+            examples, device, batch_size=size, shuffle=True, drop_last=full, num_workers=workers, generator=generator
+        )
 
 
-def _loaded(loader: DataLoader[tuple[Any, Any]], device: torch.device) -> Iterator[Batch]:
-    for images, labels in loader:
+def _loaded(examples: Examples, device: torch.device, **how: Any) -> Iterator[Batch]:
+    for images, labels in _batches(examples, how):
         images = images.to(device, non_blocking=True)
         if images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         yield images, labels.to(device, non_blocking=True)
 
 
-def digits(image_size: int, validation_share: float, test_share: float, split_seed: int) -> Splits:
-    """scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels, in 10 classes; nothing is downloaded.
+def _batches(examples: Examples, how: dict[str, Any]) -> Iterable[Batch]:
+    """Batches of a data loader; of tensors that are held as a whole, the same ones by indexing, in one step each."""
+    held = held_tensors(examples)
+    if held is None:
+        yield from DataLoader(examples, **how)
+        return
+    images, labels, rows = held
+    order: DataLoader[int] = DataLoader(rows, collate_fn=torch.tensor, **{**how, "num_workers": 0})  # type: ignore[arg-type]  # a list is a data set
+    for index in order:
+        chosen = index.to(images.device)
+        yield images[chosen], labels[chosen]
+
+
+def held_tensors(examples: Examples) -> tuple[Tensor, Tensor, list[int]] | None:
+    """All images, all labels, and which of them a split has; None unless it is made of two tensors."""
+    if isinstance(examples, Subset):
+        inner = held_tensors(examples.dataset)
+        return inner and (*inner[:2], [inner[2][index] for index in examples.indices])
+    if type(examples) is TensorDataset and len(examples.tensors) == 2:
+        return (*examples.tensors, list(range(len(examples))))
+    return None
+
+
+def held_on(splits: Splits, device: torch.device) -> Splits:
+    """The same splits, those of plain tensors moved to a device as a whole, where they are small.
 
     Args:
-        image_size: height and width that the images are enlarged to.
-        validation_share: share of all images, 0 to 1.
-        test_share: share of all images, 0 to 1.
-        split_seed: of the stratified split.
-
-    Raises:
-        UserError: the shares leave nothing to train on, or the size is below 8.
+        splits: are not changed.
+        device: where batches are used.
     """
-    if image_size < 8:
-        raise UserError(f"dataset.image_size={image_size} is below the 8 pixels of the originals: use 8 or more")
-    if min(validation_share, test_share) <= 0 or validation_share + test_share >= 1:
-        raise UserError(
-            f"dataset.validation_share={validation_share} and test_share={test_share} leave a split empty: "
-            "use shares above 0 that sum to less than 1"
-        )
-    raw = load_digits()
-    images = torch.from_numpy(np.asarray(raw.images, dtype=np.float32))[:, None] / 16
-    labels = torch.from_numpy(np.asarray(raw.target, dtype=np.int64))
-    images = F.interpolate(images, size=(image_size, image_size), mode="bilinear", align_corners=False)
-    rest, test = train_test_split(
-        np.arange(len(labels)), test_size=test_share, stratify=labels.numpy(), random_state=split_seed
-    )
-    train, validation = train_test_split(
-        rest,
-        test_size=validation_share / (1 - test_share),
-        stratify=labels.numpy()[rest],
-        random_state=split_seed,
-    )
-    mean, deviation = images[train].mean(), images[train].std()
-    images = ((images - mean) / deviation).expand(-1, 3, -1, -1).contiguous()
 
-    def part(index: np.ndarray) -> Examples:
-        return cast(Examples, TensorDataset(images[index], labels[index]))
+    def moved(examples: Examples) -> Examples:
+        held = held_tensors(examples)
+        if held is None or device.type == "cpu":
+            return examples
+        images, labels, rows = held
+        if images[0].nbytes * len(rows) > HELD_BYTES:
+            return examples
+        return cast(Examples, TensorDataset(images[rows].to(device), labels[rows].to(device)))
 
-    return Splits(part(train), part(validation), part(test), num_classes=10)
-
-
-def imagenet(
-    root: str,
-    image_size: int,
-    validation_share: float,
-    split_seed: int,
-    workers: int,
-    eval_images: int | None,
-) -> Splits:
-    """ImageNet's folders, or any others laid out alike: ``train/<class>/*`` and ``val/<class>/*``.
-
-    The official validation set is the test split; the validation split is taken from the training set.
-
-    Args:
-        root: the folder that holds ``train`` and ``val``.
-        image_size: height and width of the crops.
-        validation_share: share of the training set, 0 to 1.
-        split_seed: of the stratified split.
-        workers: processes that prepare batches.
-        eval_images: validation images at the most; None for all.
-
-    Raises:
-        UserError: a folder is missing or holds no images.
-    """
-    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, deviation)]
-    augmented = v2.Compose([v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), *to_tensor])
-    centred = v2.Compose([v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), *to_tensor])
-    augmented_train = _image_folder(root, "train", augmented)
-    plain_train = _image_folder(root, "train", centred)
-    test = _image_folder(root, "val", centred)
-    if test.classes != plain_train.classes:
-        raise UserError(f"dataset.root={root}: train and val hold different class folders: make them the same")
-    try:
-        train, validation = train_test_split(
-            np.arange(len(plain_train)),
-            test_size=validation_share,
-            stratify=plain_train.targets,
-            random_state=split_seed,
-        )
-    except ValueError as error:
-        raise UserError(f"dataset.validation_share={validation_share} cannot be split off ({error})") from None
-    if eval_images is not None:
-        validation = validation[:eval_images]
-    return Splits(
-        Subset(augmented_train, train.tolist()),
-        Subset(plain_train, validation.tolist()),
-        test,
-        num_classes=len(plain_train.classes),
-        workers=workers,
-    )
-
-
-def _image_folder(root: str, split: str, transform: Callable[[Any], Any]) -> torchvision_datasets.ImageFolder:
-    folder = Path(root) / split
-    if not folder.is_dir():
-        raise UserError(
-            f"dataset.root={root} lacks the folder '{split}': expected {folder}/<class>/<image>.JPEG; "
-            "point dataset.root at the data set"
-        )
-    try:
-        return torchvision_datasets.ImageFolder(folder, transform)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no images ({error}): expected {folder}/<class>/<image>.JPEG") from None
+    return replace(splits, train=moved(splits.train), validation=moved(splits.validation), test=moved(splits.test))

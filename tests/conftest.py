@@ -17,7 +17,8 @@ from hypothesis import settings
 from torch import nn
 
 from ranksearch.cost import MacsCost
-from ranksearch.datasets import Splits, digits, endless_batches
+from ranksearch.datasets import Splits, endless_batches
+from ranksearch.image_sets import digits
 from ranksearch.models import cifar_resnet
 from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
 from ranksearch.rules import SpaceSettings

@@ -374,7 +374,7 @@ BAD = {
     "calibration.sequential_images=1": r"calibration.sequential_images=1 is too few: use 2 or more, or 0",
     "seed=-1": r"seed=-1 is out of range: use 0 to",
     "seed=99999999999999999999": r"seed=99999999999999999999 is out of range",
-    "dataset.image_size=big": r"dataset: ranksearch.datasets.digits failed",
+    "dataset.image_size=big": r"dataset: ranksearch.image_sets.digits failed",
     "fine_tune.label_smoothing=2": r"fine_tune.label_smoothing=2.0 is out of range: use 0 to 1",
     "study.name=../elsewhere": r"study.name=../elsewhere cannot name a folder",
     "sampler=random sampler._target_=optuna.samplers.CmaEsSampler": r"sampler=CmaEsSampler cannot serve this search",

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "ranksearch"
 FLOORS = [
     ["errors"],
     ["pruning", "plan", "files", "schema", "models", "datasets", "storage", "device"],
-    ["factorize", "checkpoint", "timing"],
+    ["factorize", "checkpoint", "timing", "image_sets"],
     ["cost", "latency", "loading", "training", "plain", "provenance"],
     ["allocation", "baseline", "layer_weights", "export", "applying", "wall_clock"],
     ["space"],
@@ -36,8 +36,8 @@ FLOORS = [
 HOMES = {
     "hydra": {"app"},
     "omegaconf": {"app"},
-    "torchvision": {"models", "datasets"},
-    "sklearn": {"datasets"},
+    "torchvision": {"models", "image_sets"},
+    "sklearn": {"image_sets"},
     "optuna": {"sampler", "experience", "guided", "storage", "records", "study", "search", "job", "app"},
     "matplotlib": {"pictures"},
     "tqdm": {"progress"},

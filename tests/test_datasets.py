@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
+import shutil
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from torch.utils.data import Dataset, Subset
 
-from ranksearch.datasets import Examples, Splits, batches, digits, endless_batches, imagenet, length
+import ranksearch.image_sets
+from ranksearch.datasets import Examples, Splits, batches, draw, endless_batches, held_on, held_tensors, length
 from ranksearch.errors import UserError
+from ranksearch.image_sets import digits, fashion_mnist, imagenet
 
 CPU = torch.device("cpu")
 
@@ -94,3 +102,93 @@ def test_missing_folders_say_what_is_expected_where(tmp_path: Path, folders: Pat
         file.unlink()
     with pytest.raises(UserError, match="holds no images"):
         read(folders)
+
+
+class Plain(Dataset[tuple[Any, Any]]):
+    """The same examples, which nothing knows to be tensors."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return length(self.examples)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.examples[index]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("size", [7, 64, 5000])
+def test_held_tensors_give_the_batches_of_any_other_data_set(size: int, splits: Splits) -> None:
+    some = Subset(splits.train, range(0, length(splits.train), 3))
+    for examples in (splits.train, some):
+        assert held_tensors(examples) is not None
+        assert held_tensors(Plain(examples)) is None
+        for ours, theirs in (
+            (batches(examples, size, CPU), batches(Plain(examples), size, CPU)),
+            (
+                islice(endless_batches(examples, size, CPU, 3), 30),
+                islice(endless_batches(Plain(examples), size, CPU, 3), 30),
+            ),
+        ):
+            for (images, labels), (others, their_labels) in zip(ours, theirs, strict=True):
+                assert torch.equal(images, others)
+                assert torch.equal(labels, their_labels)
+        assert torch.equal(draw(examples, 50, CPU, 1), draw(Plain(examples), 50, CPU, 1))
+
+
+def test_small_sets_of_tensors_are_held_on_the_device(splits: Splits) -> None:
+    assert held_on(splits, CPU) == splits
+    meta = torch.device("meta")
+    plain = dataclasses.replace(splits, test=Plain(splits.test))
+    moved = held_on(plain, meta)
+    assert moved.train[0][0].device == meta
+    assert length(moved.train) == length(splits.train)
+    assert moved.test is plain.test
+
+
+def idx(values: np.ndarray) -> bytes:
+    """An array of bytes as the files of MNIST hold it."""
+    return bytes([0, 0, 8, values.ndim]) + np.array(values.shape, dtype=">i4").tobytes() + values.tobytes()
+
+
+@pytest.fixture
+def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files of Fashion-MNIST's layout, few images."""
+    folder, draw = tmp_path / "packed", np.random.default_rng(0)
+    folder.mkdir()
+    for name, count in (("train", 200), ("t10k", 50)):
+        images = draw.integers(0, 256, (count, 28, 28)).astype(np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+    monkeypatch.setattr(ranksearch.image_sets, "DEBIAN_FASHION_MNIST", folder)
+    return folder
+
+
+def test_fashion_mnist_keeps_its_test_set_and_splits_the_rest(packed: Path, tmp_path: Path) -> None:
+    root = str(tmp_path / "data")
+    splits = fashion_mnist(root, 28, 0.2, 0, None)
+    assert (length(splits.train), length(splits.validation), length(splits.test)) == (160, 40, 50)
+    assert splits.input_shape == (3, 28, 28)
+    parts = [fingerprints(part) for part in (splits.train, splits.validation, splits.test)]
+    assert len(set.union(*parts)) == 250
+    for part in (splits.train, splits.validation):
+        assert set(Counter(int(part[index][1]) for index in range(length(part))).values()) == {length(part) // 10}
+    images = torch.stack([splits.train[index][0] for index in range(160)])
+    assert images.mean().item() == pytest.approx(0, abs=1e-4)
+    assert images.std().item() == pytest.approx(1, abs=1e-3)
+    shutil.rmtree(packed)  # what was unpacked is enough from now on
+    bounded = fashion_mnist(root, 32, 0.2, 0, 10)
+    assert (bounded.input_shape, length(bounded.validation)) == ((3, 32, 32), 10)
+
+
+def test_fashion_mnist_that_cannot_be_had_says_what_to_put_where(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise RuntimeError("no network")
+
+    shutil.rmtree(packed)
+    monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", offline)
+    with pytest.raises(UserError, match=r"root=.*: put train-images-idx3-ubyte.gz, .* into .*FashionMNIST/raw"):
+        fashion_mnist(str(tmp_path / "data"), 28, 0.2, 0, None)
