@@ -39,6 +39,7 @@ from ranksearch.cost import CostModel, MeasuredCost
 from ranksearch.datasets import Splits, held_on
 from ranksearch.device import choose_device
 from ranksearch.errors import SettingError, UserError
+from ranksearch.fine_tuning import FineTuning
 from ranksearch.guided import GuidedSampler
 from ranksearch.job import Job, run_export, run_finalize, run_profile, run_search
 from ranksearch.models import is_torchvision
@@ -46,6 +47,7 @@ from ranksearch.problem import describe_space
 from ranksearch.proxies import Proxy
 from ranksearch.schema import freeze, mergeable
 from ranksearch.study import check_sampler, open_study
+from ranksearch.training import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ def main() -> None:
     # Hydra then hands its errors on, and they can be told in one line each.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.path.insert(0, os.getcwd())  # one's own model and data, whichever way ranksearch is started
-    ConfigStore.instance().store("schema", mergeable(RunConfig))
+    register_schemas()
     command = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)
     try:
         command()
@@ -88,6 +90,12 @@ def main() -> None:
             advice = "choose another folder with outputs=..."
             sys.exit(_complain(f"{error.filename} cannot be written ({error.strerror}): {advice}"))
         raise
+
+
+def register_schemas() -> None:
+    """Tell Hydra the types of all keys, which the first entries of the defaults lists in `conf/` name."""
+    ConfigStore.instance().store("schema", mergeable(RunConfig))
+    ConfigStore.instance().store("recipe", mergeable(Recipe), group="fine_tune")
 
 
 def _complain(message: str) -> int:
@@ -166,6 +174,7 @@ def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
     optuna.logging.enable_propagation()
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # ranksearch tells of trials in its own words
     device = choose_device(config.device)
+    tuning = _build_fine_tuning(config.fine_tune)
     splits = held_on(_build_data(config), device)
     model, recipe = _build_model(config, splits)
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stubs
@@ -180,7 +189,7 @@ def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
     # Unresolved, for what stands behind ${oc.env:...} belongs in no file.
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     proxy = _build("proxy", config.proxy, Proxy)
-    return Job(config, settings, compared, device, splits, model, recipe, space, budget, proxy)
+    return Job(config, settings, compared, device, splits, model, recipe, space, budget, proxy, tuning)
 
 
 def _open_study(job: Job) -> tuple[Study, BaseSampler]:
@@ -188,7 +197,7 @@ def _open_study(job: Job) -> tuple[Study, BaseSampler]:
     config = job.config
     # Seen to before the storage is made, so that a sampler that cannot serve leaves no trace.
     pruner = _build("pruner", config.pruner, BasePruner)
-    rungs = config.pruning.steps(config.fine_tune.steps)
+    rungs = config.pruning.steps(job.fine_tuning.steps)
     check_sampler(_build_sampler(config, trials=0), pruner, rungs, job.space, job.budget, config.objective)
     storage = _build("storage", config.storage, BaseStorage)
     if config.task == "finalize" and config.study.name not in optuna.get_all_study_names(storage):
@@ -224,6 +233,15 @@ def _build(group: str, settings: Any, kind: type[Any] | tuple[type[Any], ...], *
         returned = f"gives a {type(built).__name__}: it must give a {first.__name__}"
         raise SettingError(f"{group}._target_", target, returned)
     return built
+
+
+def _build_fine_tuning(settings: Mapping[str, Any]) -> FineTuning:
+    if "_target_" in settings:
+        return cast(FineTuning, _build("fine_tune", settings, FineTuning))
+    try:
+        return cast(FineTuning, freeze(Recipe, settings))
+    except SettingError as error:
+        raise error.inside("fine_tune") from None
 
 
 def _build_sampler(config: RunConfig, trials: int) -> BaseSampler:

@@ -135,7 +135,7 @@ def write_artifacts(
     record = run_record(settings, compared, problem.splits, problem.device, config.seed)
     write_json(folder / "run.json", record)
     write_front(folder / "front.json", name, problem, points)
-    tuned = f"{config.fine_tune.steps} fine-tuning steps, seed {config.seed}"
+    tuned = f"{problem.recipe.steps} fine-tuning steps, seed {config.seed}"
     seeds = ", ".join(str(tuned.seed) for tuned in finalized.tuned) if finalized else str(config.seed)
     longer = f"{config.finalize.steps} fine-tuning steps, seed {seeds}"
     notes = {

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from ranksearch.errors import SettingError
 from ranksearch.files import DamagedError, read_state, write_state
 
 log = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """A model, an optimizer, a schedule."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it is at the moment."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Be that again."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,3 +64,21 @@ class Checkpoint:
             log.warning("checkpoint: %s; the training starts anew", error)
             return None
         return state if state.get("made_from") == self.made_from else None
+
+    def keep(self, step: int, parts: Mapping[str, Stateful]) -> None:
+        """Write what has a state after a step, and the state of all random numbers."""
+        states = {name: part.state_dict() for name, part in parts.items()}
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        self.write({"step": step, "random": {"cpu": torch.get_rng_state(), "cuda": cuda}, **states})
+
+    def restore(self, parts: Mapping[str, Stateful]) -> int:
+        """Set what has a state as it was kept; tell the steps that were done then."""
+        state = self.read()
+        if state is None:
+            return 0
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["random"]["cpu"])
+        if state["random"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        return int(state["step"])

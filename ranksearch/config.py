@@ -16,14 +16,17 @@ from ranksearch.pruning import PruningSettings
 from ranksearch.rules import SpaceSettings
 from ranksearch.search import Constraint, StudySettings
 from ranksearch.study import OBJECTIVES
-from ranksearch.training import Recipe
 
 TASKS = ("search", "finalize", "profile", "export")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run. Keys of type ``Any`` are open: a ``_target_`` and whatever that takes."""
+    """A whole run.
+
+    Keys of type ``Any`` are open: a ``_target_`` and whatever that takes. Without a ``_target_``, ``fine_tune`` holds
+    the settings of a `training.Recipe`.
+    """
 
     model: Any
     dataset: Any
@@ -33,7 +36,7 @@ class RunConfig:
     proxy: Any
     sampler: Any
     pruner: Any
-    fine_tune: Recipe
+    fine_tune: Any
     storage: Any
     study: StudySettings
     baseline: BaselineSettings

@@ -17,12 +17,13 @@ from ranksearch.checkpoint import Checkpoint
 from ranksearch.errors import PlanError, SettingError
 from ranksearch.factorize import factorized_like
 from ranksearch.files import read_weights
+from ranksearch.fine_tuning import FineTuning
 from ranksearch.latency import MeasuredLatency
 from ranksearch.loading import WEIGHTS_FILE, read_plan_file, save_network
 from ranksearch.problem import Problem
 from ranksearch.provenance import settings_hash
 from ranksearch.records import FrontPoint
-from ranksearch.training import Evaluation, Recipe, evaluate
+from ranksearch.training import Evaluation, evaluate
 from ranksearch.trial import TrialResult, evaluate_plan
 from ranksearch.wall_clock import WallClock, measured_on, time_side_by_side
 
@@ -37,7 +38,8 @@ class FinalizeSettings:
 
     Attributes:
         steps: of its fine-tuning, with the recipe of the trials otherwise.
-        learning_rate: of the same; None for four times that of the trials, which a longer fine-tuning bears.
+        learning_rate: of the same; None for four times that of the trials, which a longer fine-tuning bears, or for
+            what a recipe of one's own makes of it.
         seeds: how many fine-tunings, each with batches of its own; the spread between them says what a difference is
             worth.
         checkpoint_every: steps after which the fine-tuning is kept, to go on from after an interruption.
@@ -58,10 +60,6 @@ class FinalizeSettings:
             raise SettingError("time_batches", self.time_batches, "are out of range: use 1 or more")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise SettingError("learning_rate", self.learning_rate, "is out of range: use above 0")
-
-    def rate(self, brief: Recipe) -> float:
-        """The learning rate, given the trials' recipe."""
-        return 4 * brief.learning_rate if self.learning_rate is None else self.learning_rate
 
 
 @dataclass(frozen=True)
@@ -149,12 +147,13 @@ def finalize(
         DivergedError: the fine-tuning's loss is not finite.
     """
     seeds = [problem.seed + index for index in range(settings.seeds)]
+    long = problem.recipe.lengthened(settings.steps, settings.learning_rate)
     made_from = {
         "study": study,
         "settings": settings_hash(compared),
         "trial": picked.number,
         "fine_tune_steps": settings.steps,
-        "learning_rate": settings.rate(problem.recipe),
+        "learning_rate": getattr(long, "learning_rate", None),  # a recipe of one's own may have none
         "fine_tune_seeds": seeds,
     }
     known = _read(folder, made_from, picked, problem.model)
@@ -164,7 +163,7 @@ def finalize(
     tuned, best, best_result = [], None, None
     for seed in seeds:
         log.info("finalize: fine-tuning trial %d for %d steps, seed %d", picked.number, settings.steps, seed)
-        network, result = _tune(problem, picked, settings, seed, {**made_from, "fine_tune_seeds": seed}, folder)
+        network, result = _tune(problem, picked, long, settings, seed, made_from, folder)
         found = Evaluation(result.accuracy, result.loss)
         tuned.append(Tuned(seed, found, evaluate(network, problem.test())))
         if best_result is None or result.accuracy > best_result.accuracy:
@@ -185,14 +184,15 @@ def finalize(
 def _tune(
     problem: Problem,
     picked: FrontPoint,
+    long: FineTuning,
     settings: FinalizeSettings,
     seed: int,
     made_from: Mapping[str, Any],
     folder: Path,
 ) -> tuple[nn.Module, TrialResult]:
     """One long fine-tuning, from where it was interrupted."""
-    long = replace(problem.recipe, steps=settings.steps, learning_rate=settings.rate(problem.recipe))
-    known = json.dumps({**made_from, "recipe": vars(long), "plan": picked.result.plan.to_json()}, sort_keys=True)
+    of = {"fine_tune_seeds": seed, "asked_rate": settings.learning_rate, "plan": picked.result.plan.to_json()}
+    known = json.dumps({**made_from, **of}, sort_keys=True)
     checkpoint = Checkpoint(folder / UNFINISHED / f"seed-{seed}.checkpoint", known, settings.checkpoint_every)
     return evaluate_plan(replace(problem, seed=seed), picked.result.plan, long, checkpoint=checkpoint)
 

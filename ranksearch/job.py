@@ -15,10 +15,11 @@ from torch import nn
 from ranksearch.artifacts import write_artifacts
 from ranksearch.baseline import train_or_read
 from ranksearch.config import RunConfig
-from ranksearch.datasets import Splits
+from ranksearch.datasets import Splits, endless_batches
 from ranksearch.errors import DivergedError, UserError
 from ranksearch.export import export
 from ranksearch.finalize import Finalized, finalize
+from ranksearch.fine_tuning import FineTuning
 from ranksearch.loading import is_trusted, load, read_plan_file
 from ranksearch.models import is_torchvision, weights_fit
 from ranksearch.picking import pick
@@ -30,6 +31,7 @@ from ranksearch.records import finished, front, read_trials
 from ranksearch.report import format_table
 from ranksearch.search import run_trials
 from ranksearch.space import SearchSpace
+from ranksearch.training import Recipe, settle_autocast
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Job:
         space: what a trial may choose.
         budget: the highest cost of a feasible plan.
         proxy: what errors are feared to do.
+        fine_tuning: of a trial.
     """
 
     config: RunConfig
@@ -61,6 +64,7 @@ class Job:
     space: SearchSpace
     budget: int
     proxy: Proxy
+    fine_tuning: FineTuning
 
     @property
     def folder(self) -> Path:
@@ -188,12 +192,24 @@ def _calibrated(job: Job) -> Problem:
             job.space,
             config.calibration,
             job.budget,
-            config.fine_tune,
+            _settled(job),
             config.seed,
             job.device,
         )
     except DivergedError as error:
         raise UserError(f"the baseline failed ({error}): lower baseline.learning_rate, or mend its weights") from None
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"out of memory before the first trial ({reason}): lower calibration.batch_size") from None
+
+
+def _settled(job: Job) -> FineTuning:
+    """The trials' fine-tuning, with what depends on the device decided."""
+    tuning = job.fine_tuning
+    if not isinstance(tuning, Recipe) or not tuning.steps:
+        return tuning
+    some = endless_batches(job.splits.train, tuning.batch_size, job.device, job.config.seed, job.splits.workers)
+    return settle_autocast(tuning, job.model, next(some))
 
 
 def _load_call(job: Job) -> str:

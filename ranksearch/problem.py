@@ -24,10 +24,11 @@ from ranksearch.factorize import (
     profile_layers,
     recalibrate_batchnorm,
 )
+from ranksearch.fine_tuning import FineTuning
 from ranksearch.plan import RankPlan
 from ranksearch.rules import SpaceSettings, build_space
 from ranksearch.space import Errors, SearchSpace
-from ranksearch.training import Evaluation, Recipe, evaluate
+from ranksearch.training import Evaluation, evaluate
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Problem:
     baseline: Evaluation
     params: int
     budget: int
-    recipe: Recipe
+    recipe: FineTuning
     seed: int
     device: torch.device
 
@@ -186,7 +187,7 @@ def calibrate(
     space: SearchSpace,
     settings: CalibrationSettings,
     budget: int,
-    recipe: Recipe,
+    recipe: FineTuning,
     seed: int,
     device: torch.device,
 ) -> Problem:

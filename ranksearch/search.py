@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+import torch
 from optuna import Study, Trial, TrialPruned
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
@@ -206,8 +207,9 @@ def _score(study: Study, trial: Trial, problem: Problem, pruning: PruningSetting
         _, result = evaluate_plan(problem, plan, problem.recipe, pruning.steps(steps), on_rung)
     except HopelessError as error:
         _prune(trial, str(error))
-    except DivergedError as error:
-        trial.set_user_attr(REASON, str(error))
+    except (DivergedError, torch.OutOfMemoryError) as error:
+        broken = f"out of memory ({str(error).splitlines()[0]}): lower calibration.sequential_images"
+        trial.set_user_attr(REASON, str(error) if isinstance(error, DivergedError) else broken)
         # Optuna ends a trial of no value as FAIL and goes on.
         return float("nan"), float("nan")
     trial.set_user_attr(RESULT, result.to_json())

@@ -41,14 +41,16 @@ class Timing:
         return Timing(middle, (high - low) / 2 / middle)
 
 
-@torch.inference_mode()
-def time_calls(calls: Sequence[Callable[[], object]], device: torch.device, repeats: int) -> list[list[float]]:
+def time_calls(
+    calls: Sequence[Callable[[], object]], device: torch.device, repeats: int, grad: bool = False
+) -> list[list[float]]:
     """Time calls by turns, so that whatever else the machine does falls on all of them alike.
 
     Args:
         calls: what to time.
         device: that they compute on.
         repeats: bursts of each call, 2 or more.
+        grad: whether calls compute gradients.
 
     Returns:
         Seconds of one call, in every burst, for each of the calls. Samples of one place were taken one after another.
@@ -67,13 +69,14 @@ def time_calls(calls: Sequence[Callable[[], object]], device: torch.device, repe
         synchronize(device)
         return (time.perf_counter() - start) / count
 
-    counts = []
-    for call in calls:
-        for _ in range(WARM_UPS):
-            alone = burst(call, 1)
-        counts.append(max(1, round(BURST_SECONDS / max(alone, 1e-9))))
     samples: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for found, call, count in zip(samples, calls, counts, strict=True):
-            found.append(burst(call, count))
+    with torch.inference_mode(not grad):
+        counts = []
+        for call in calls:
+            for _ in range(WARM_UPS):
+                alone = burst(call, 1)
+            counts.append(max(1, round(BURST_SECONDS / max(alone, 1e-9))))
+        for _ in range(repeats):
+            for found, call, count in zip(samples, calls, counts, strict=True):
+                found.append(burst(call, count))
     return samples

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ranksearch.checkpoint import Checkpoint
+from ranksearch.checkpoint import Checkpoint, Stateful
 from ranksearch.errors import DivergedError, SettingError
+from ranksearch.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+from ranksearch.timing import Timing, time_calls
 
 log = logging.getLogger(__name__)
 
-OPTIMIZERS = ("sgd", "adamw")
-SCHEDULES = ("cosine", "one_cycle", "constant")
+# Types of devices that may be faster in it: on CPUs without units for it a step takes ten times as long.
+AUTOCAST_DEVICES = ("cuda",)
+AUTOCASTS = ("auto", "off", "bfloat16")
+# How much faster a step must be in bfloat16 for ``auto`` to take it.
+WORTHWHILE = 1.1
+# How much higher a rate a longer fine-tuning bears.
+LONGER_RATE = 4.0
+TIMED_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,9 @@ class Recipe:
         max_gradient_norm: longer gradients are scaled down to it.
         averaging: decay of an exponential moving average of the weights, which is what training ends with; 0 for the
             last weights as they are.
+        autocast: ``"bfloat16"`` for the forward pass where torch finds that safe; ``"off"``; or ``"auto"``: on a GPU
+            whose steps are found faster in it, see `settle_autocast`.
+        compile: let `torch.compile` make the network's steps faster, which takes a minute before the first.
     """
 
     steps: int
@@ -57,9 +68,11 @@ class Recipe:
     temperature: float = 2.0
     max_gradient_norm: float = 5.0
     averaging: float = 0.0
+    autocast: str = "auto"
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        for what, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        for what, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("autocast", AUTOCASTS)):
             if getattr(self, what) not in known:
                 raise SettingError(what, getattr(self, what), f"is unknown: use {', '.join(known)}")
         limits = {
@@ -78,6 +91,22 @@ class Recipe:
         for name, (holds, limit) in limits.items():
             if not holds:
                 raise SettingError(name, getattr(self, name), f"is out of range: use {limit}")
+
+    def lengthened(self, steps: int, learning_rate: float | None) -> Recipe:
+        """See `FineTuning`."""
+        rate = LONGER_RATE * self.learning_rate if learning_rate is None else learning_rate
+        return replace(self, steps=steps, learning_rate=rate)
+
+    def fine_tune(
+        self,
+        model: nn.Module,
+        batches: Iterator[tuple[Tensor, Tensor]],
+        teacher: nn.Module | None = None,
+        on_step: Callable[[int, float], None] | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        """See `train`."""
+        train(model, batches, self, teacher, on_step, checkpoint)
 
 
 @dataclass(frozen=True)
@@ -114,15 +143,18 @@ def train(
     Raises:
         DivergedError: the loss is not finite any more.
     """
-    optimizer = _optimizer(model, recipe)
-    schedule = _schedule(optimizer, recipe)
-    parts: dict[str, _Stateful] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    optimizer = make_optimizer(recipe.optimizer, model, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
+    schedule = make_schedule(recipe.schedule, optimizer, recipe.steps, recipe.warmup, recipe.momentum)
+    parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     averaged = None
     if recipe.averaging:
         average = get_ema_multi_avg_fn(recipe.averaging)  # type: ignore[no-untyped-call]  # as torch declares it
         averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         parts["averaged"] = averaged
-    done = 0 if checkpoint is None else _restore(checkpoint, parts, batches)
+    done = 0 if checkpoint is None else checkpoint.restore(parts)
+    for _ in range(done):
+        next(batches)
+    forward: Callable[[Tensor], Tensor] = torch.compile(model) if recipe.compile else model
     pieces = 1
     model.train()
     for step in range(done + 1, recipe.steps + 1):
@@ -130,7 +162,7 @@ def train(
         while True:
             optimizer.zero_grad(set_to_none=True)
             try:
-                loss = _accumulate(model, images, labels, recipe, teacher, pieces)
+                loss = _accumulate(forward, images, labels, recipe, teacher, pieces)
                 break
             except torch.OutOfMemoryError:
                 if len(images) < 4 * pieces:  # BatchNorm needs two images at least
@@ -147,115 +179,92 @@ def train(
         if on_step is not None:
             on_step(step, loss)
         if checkpoint is not None and checkpoint.is_due(step, recipe.steps):
-            states = {name: part.state_dict() for name, part in parts.items()}
-            checkpoint.write({"step": step, "random": _random_state(), **states})
+            checkpoint.keep(step, parts)
     if averaged is not None and recipe.steps:
         model.load_state_dict(averaged.module.state_dict())
     model.eval()
 
 
-class _Stateful(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
-
-
-def _restore(checkpoint: Checkpoint, parts: Mapping[str, _Stateful], batches: Iterator[tuple[Tensor, Tensor]]) -> int:
-    """Go on from a checkpoint, as if training had never stopped; tell the steps that are done."""
-    state = checkpoint.read()
-    if state is None:
-        return 0
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    for _ in range(state["step"]):
-        next(batches)
-    torch.set_rng_state(state["random"]["cpu"])
-    if state["random"]["cuda"]:
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return int(state["step"])
-
-
-def _random_state() -> dict[str, Any]:
-    return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, recipe.learning_rate, betas=(recipe.momentum, 0.999))
-    return torch.optim.SGD(groups, recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
-
-
-def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.optim.lr_scheduler.LRScheduler:
-    if recipe.schedule == "one_cycle" and recipe.steps > 3:  # in fewer, nothing can rise and fall
-        total = recipe.steps + 1  # the rate is asked for once more after the last step
-        rising = min(max(recipe.warmup * total, 2.0), total - 2.0) / total
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            recipe.learning_rate,
-            total,
-            pct_start=rising,
-            cycle_momentum=recipe.momentum > 0,
-            base_momentum=max(recipe.momentum - 0.1, 0.0),
-            max_momentum=recipe.momentum,
-        )
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
-
-
-def _rate(step: int, recipe: Recipe) -> float:
-    """The share of the highest learning rate at a step, from 0."""
-    rising = max(1, round(recipe.warmup * recipe.steps))
-    if step < rising:
-        return (step + 1) / rising
-    if recipe.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, recipe.steps - rising)))
-
-
 def _accumulate(
-    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, teacher: nn.Module | None, pieces: int
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    teacher: nn.Module | None,
+    pieces: int,
 ) -> float:
     """Add up the gradients of a batch's mean loss, piece by piece, and give that loss."""
     total = 0.0
     for some, their in zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
-        loss = _loss(model, some, their, recipe, teacher) * (len(some) / len(images))
+        loss = _loss(forward, some, their, recipe, teacher) * (len(some) / len(images))
         total += loss.item()
         if math.isfinite(total):
             loss.backward()  # type: ignore[no-untyped-call]  # as torch declares it
     return total
 
 
-def _loss(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
-    logits = model(images)
+def _loss(
+    forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, recipe: Recipe, teacher: nn.Module | None
+) -> Tensor:
+    targets = None
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.autocast == "bfloat16"):
+        logits = forward(images)
+        if teacher is not None and recipe.distillation > 0:
+            with torch.no_grad():
+                targets = F.log_softmax(teacher(images).float() / recipe.temperature, dim=1)
+    logits = logits.float()
     from_labels = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-    if teacher is None or recipe.distillation == 0:
+    if targets is None:
         return from_labels
-    with torch.no_grad():
-        targets = F.log_softmax(teacher(images) / recipe.temperature, dim=1)
     student = F.log_softmax(logits / recipe.temperature, dim=1)
     # Times the squared temperature, so that its gradients keep the scale of the labels' (Hinton et al., 2015).
     from_teacher = F.kl_div(student, targets, reduction="batchmean", log_target=True) * recipe.temperature**2
     return (1 - recipe.distillation) * from_labels + recipe.distillation * from_teacher
 
 
+def settle_autocast(recipe: Recipe, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Recipe:
+    """Replace ``autocast="auto"`` by what this device does faster; on a CPU that is float32, which also repeats.
+
+    Args:
+        recipe: that says ``auto``, or is given back as it is.
+        model: to time steps of; is not changed.
+        batch: to time them on.
+    """
+    device = batch[0].device
+    if recipe.autocast != "auto":
+        return recipe
+    if device.type not in AUTOCAST_DEVICES:
+        return replace(recipe, autocast="off")
+    choices = [replace(recipe, autocast=autocast) for autocast in ("off", "bfloat16")]
+    calls = [_step(copy.deepcopy(model).train(), batch, choice) for choice in choices]
+    plain, cast = (Timing.of(samples).seconds for samples in time_calls(calls, device, TIMED_STEPS, grad=True))
+    log.info("fine-tuning: a step is %.2fx as fast in bfloat16 as in float32", plain / cast)
+    return choices[plain / cast > WORTHWHILE]
+
+
+def _step(model: nn.Module, batch: tuple[Tensor, Tensor], recipe: Recipe) -> Callable[[], float]:
+    return lambda: _accumulate(model, *batch, recipe, None, 1)
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
-    """Measure a model, in eval mode, on the batches of a split.
+    """Measure a model, in eval mode, on the batches of a split; those that do not fit the memory go through in pieces.
 
     Raises:
         DivergedError: the loss is not finite.
     """
     model.eval()
-    seen, correct, loss = 0, 0, 0.0
+    seen, correct, loss, pieces = 0, 0, 0.0, 1
     for images, labels in batches:
-        logits = model(images)
+        while True:
+            try:
+                logits = torch.cat([model(some) for some in images.tensor_split(pieces)])
+                break
+            except torch.OutOfMemoryError:
+                if len(images) < 2 * pieces:
+                    raise
+                pieces *= 2
+            log.warning("out of memory: batches of %d are now evaluated in %d pieces", len(images), pieces)
         seen += len(labels)
         correct += int((logits.argmax(1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))

@@ -14,9 +14,10 @@ from torch import nn
 from ranksearch.checkpoint import Checkpoint
 from ranksearch.cost import count_params
 from ranksearch.datasets import endless_batches
+from ranksearch.fine_tuning import FineTuning
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
-from ranksearch.training import Recipe, evaluate, train
+from ranksearch.training import evaluate
 
 STAGES = ("factorize", "fine_tune", "evaluate")
 
@@ -77,7 +78,7 @@ class Stopwatch:
 def evaluate_plan(
     problem: Problem,
     plan: RankPlan,
-    recipe: Recipe,
+    recipe: FineTuning,
     rungs: Collection[int] = (),
     on_rung: Callable[[int, float], None] | None = None,
     checkpoint: Checkpoint | None = None,
@@ -121,7 +122,7 @@ def evaluate_plan(
             data = endless_batches(
                 problem.splits.train, recipe.batch_size, problem.device, problem.seed, problem.splits.workers
             )
-            train(network, data, recipe, teacher=problem.model, on_step=look, checkpoint=checkpoint)
+            recipe.fine_tune(network, data, teacher=problem.model, on_step=look, checkpoint=checkpoint)
         with watch.stage("evaluate"):
             after = evaluate(network, problem.validation())
     cost = problem.space.cost.of(plan)

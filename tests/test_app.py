@@ -193,6 +193,52 @@ def test_a_search_may_count_another_cost_than_macs(tmp_path: Path) -> None:
     assert loaded.metric_names == ["accuracy", "ns"]
 
 
+TUNING = """
+from dataclasses import dataclass, replace
+import torch
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    steps: int
+    batch_size: int
+    rate: float
+
+    def lengthened(self, steps, learning_rate):
+        return replace(self, steps=steps)
+
+    def fine_tune(self, model, batches, teacher=None, on_step=None, checkpoint=None):
+        optimizer = torch.optim.Adam(model.fc.parameters(), self.rate)
+        for step in range(1, self.steps + 1):
+            images, labels = next(batches)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            on_step(step, loss.item())
+        model.eval()
+"""
+
+
+def test_a_fine_tuning_of_one_s_own_serves(tmp_path: Path) -> None:
+    (tmp_path / "mytuning.py").write_text(TUNING)
+    (tmp_path / "my_conf" / "fine_tune").mkdir(parents=True)
+    settings = "_target_: mytuning.LastLayer\nsteps: 2\nbatch_size: 32\nrate: 0.001\n"
+    (tmp_path / "my_conf" / "fine_tune" / "mine.yaml").write_text(settings)
+    small = [f"hydra.searchpath=[file://{tmp_path / 'my_conf'}]", *SMALL]
+    done = call(tmp_path, "fine_tune=mine", "study.n_trials=2", small=small)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "outputs" / STUDY / "trials.csv").open(newline="") as file:
+        assert {row["fine_tune_steps"] for row in csv.DictReader(file)} == {"2"}
+    entries = json.loads((tmp_path / "outputs" / STUDY / "best" / "plan.json").read_text())
+    jsonschema.validate(entries, json.loads((ROOT / "docs" / "schemas" / "plan-1.json").read_text()))
+    assert (entries["fine_tune_steps"], entries["learning_rate"]) == (3, None)
+    done = call(tmp_path, "fine_tune=mine", "fine_tune._target_=mytuning.replace", small=small)
+    assert done.returncode == 2
+    assert "fine_tune: mytuning.replace failed" in done.stderr
+
+
 def test_nothing_can_be_finalized_before_a_search(tmp_path: Path) -> None:
     done = call(tmp_path, "task=finalize")
     assert done.returncode == 2
@@ -368,6 +414,11 @@ BAD = {
     "objective=speed": r"objective=speed is unknown: use front, accuracy",
     "pruning.rungs=[1.5]": r"pruning.rungs=\[1.5\] are out of range: use shares from 0 to below 1",
     "+sampler.layer_spread=0": r"sampler.layer_spread=0 is out of range: use a number above 0",
+    "fine_tune.autocast=half": r"fine_tune.autocast=half is unknown: use auto, off, bfloat16",
+    "fine_tune.steps=many": r"fine_tune.steps=many: Value 'many' .* Integer",
+    "fine_tune=none fine_tune.stepz=3": r"'fine_tune.stepz' is not a key of the configuration: use steps",
+    "fine_tune._target_=collections.Counter": r"fine_tune._target_",
+    "+fine_tune._target_=collections.Counter": r"fine_tune",
     "proxy=fihser": r"proxy=fihser does not exist: use one of fisher, mixed, probes, relative",
     "proxy=fisher proxy.power=2": r"proxy.power=2 is out of range: use 0 to 1",
     "space.multiple_of=0": r"space.multiple_of=0 is out of range: use 1 or more",

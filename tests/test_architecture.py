@@ -15,8 +15,8 @@ PACKAGE = ROOT / "ranksearch"
 FLOORS = [
     ["errors"],
     ["pruning", "plan", "files", "schema", "models", "datasets", "storage", "device"],
-    ["factorize", "checkpoint", "timing", "image_sets"],
-    ["cost", "latency", "loading", "training", "plain", "provenance"],
+    ["factorize", "checkpoint", "timing", "image_sets", "optimizers"],
+    ["cost", "latency", "loading", "training", "fine_tuning", "plain", "provenance"],
     ["allocation", "baseline", "layer_weights", "export", "applying", "wall_clock"],
     ["space"],
     ["rules", "sampler"],

@@ -13,14 +13,13 @@ import torch
 import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from sklearn.datasets import load_digits
 from test_app import BRIEF, call
 
 import ranksearch
-from ranksearch.config import RunConfig
+from ranksearch.app import register_schemas
 from ranksearch.rules import SpaceSettings
-from ranksearch.schema import freeze, mergeable
+from ranksearch.schema import freeze
 
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -48,7 +47,7 @@ def test_commands_compose(words: list[str], tmp_path: Path) -> None:
     overrides = [word for word in words if "=" in word]
     if "--config-dir" in words:
         overrides.append(f"hydra.searchpath=[file://{tmp_path / 'my_conf'}]")
-    ConfigStore.instance().store("schema", mergeable(RunConfig))
+    register_schemas()
     sweeping = "-m" in words
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for index in range(2 if sweeping else 1):

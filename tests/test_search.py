@@ -14,6 +14,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from optuna import Study
 from optuna.pruners import ThresholdPruner
 from optuna.samplers import RandomSampler, TPESampler
@@ -118,20 +119,29 @@ def test_plans_that_may_not_be_built_are_pruned_untouched(
     assert front([record]) == []
 
 
-def test_a_loss_that_diverges_fails_its_trial_and_no_other(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (DivergedError("the loss became nan at step 1 of 2: lower learning_rate"), "nan at step 1"),
+        (torch.OutOfMemoryError("no room"), "out of memory (no room): lower"),
+    ],
+)
+def test_what_breaks_a_trial_fails_it_and_no_other(
+    error: Exception, reason: str, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def sometimes(*args: object) -> object:
         calls.append(args)
         if len(calls) == 2:
-            raise DivergedError("the loss became nan at step 1 of 2: lower learning_rate")
+            raise error
         return evaluate_plan(*args)  # type: ignore[arg-type]
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     monkeypatch.setattr(search, "evaluate_plan", sometimes)
     records = read_trials(start(problem, 4))
     assert [record.state for record in records] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
-    assert "nan at step 1" in records[1].reason
+    assert reason in records[1].reason
 
 
 def test_an_interrupted_trial_is_not_counted_and_its_plan_comes_first_again(

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import ranksearch.training
 from ranksearch.checkpoint import Checkpoint
 from ranksearch.datasets import Splits, batches, endless_batches
 from ranksearch.errors import DivergedError, SettingError
 from ranksearch.models import cifar_resnet
-from ranksearch.training import Recipe, evaluate, train
+from ranksearch.training import Recipe, evaluate, settle_autocast, train
 
 CPU = torch.device("cpu")
 
@@ -155,6 +156,17 @@ def test_a_batch_too_large_for_the_memory_goes_through_in_pieces(
         train(Small(1), endless_batches(splits.train, 64, CPU, seed=1), recipe)
 
 
+def test_an_evaluation_too_large_for_the_memory_goes_through_in_pieces(
+    splits: Splits, caplog: pytest.LogCaptureFixture
+) -> None:
+    found, whole = (evaluate(Small(room), batches(splits.validation, 64, CPU)) for room in (20, 64))
+    assert (found.accuracy, found.loss) == (whole.accuracy, pytest.approx(whole.loss))
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [f"out of memory: batches of 64 are now evaluated in {pieces} pieces" for pieces in (2, 4)]
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(Small(0), batches(splits.validation, 64, CPU))
+
+
 class StoppedError(Exception):
     pass
 
@@ -208,3 +220,48 @@ def test_a_damaged_checkpoint_is_noticed_and_not_used(
     train(again, data, recipe, checkpoint=Checkpoint(path, "this"))
     assert "is damaged" in caplog.text
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_compiled_network_is_trained_as_the_same_network(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+
+    def compile(model: nn.Module) -> object:
+        compiled.append(model)
+        return lambda images: model(images)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    ours, theirs = (trained_copy(splits, Recipe(steps=4, compile=compile)).state_dict() for compile in (True, False))
+    assert len(compiled) == 1
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_autocast_trains_weights_that_stay_float32(splits: Splits) -> None:
+    cast, plain = (trained_copy(splits, Recipe(steps=30, autocast=autocast)) for autocast in ("bfloat16", "off"))
+    assert {value.dtype for value in cast.parameters()} == {torch.float32}
+    assert any(not torch.equal(value, plain.state_dict()[name]) for name, value in cast.state_dict().items())
+    ours, theirs, untrained = (
+        evaluate(model, batches(splits.train, 256, CPU)).loss for model in (cast, plain, fresh())
+    )
+    assert abs(ours - theirs) < 0.1 * (untrained - theirs)
+
+
+def test_what_autocast_to_use_is_asked_of_gpus_only(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = fresh(), next(endless_batches(splits.train, 8, CPU, seed=0))
+    assert settle_autocast(Recipe(steps=1), model, batch).autocast == "off"
+    for autocast in ("off", "bfloat16"):
+        assert settle_autocast(Recipe(steps=1, autocast=autocast), model, batch).autocast == autocast
+    ghosts = tuple(tensor.to("meta") for tensor in batch)
+    monkeypatch.setattr(ranksearch.training, "AUTOCAST_DEVICES", ("meta",))
+    for seconds, expected in (([2.0, 1.0], "bfloat16"), ([1.0, 1.0], "off"), ([1.0, 3.0], "off")):
+        monkeypatch.setattr(ranksearch.training, "time_calls", lambda *_, found=seconds, **__: [[s, s] for s in found])
+        assert settle_autocast(Recipe(steps=1), model, ghosts).autocast == expected  # type: ignore[arg-type]  # a pair
+
+
+@pytest.mark.gpu
+def test_settling_autocast_on_a_gpu_changes_nothing_else(splits: Splits) -> None:
+    device = torch.device("cuda")
+    model = fresh().to(device)
+    before = copy.deepcopy(model.state_dict())
+    settled = settle_autocast(Recipe(steps=1), model, next(endless_batches(splits.train, 64, device, seed=0)))
+    assert settled.autocast in ("off", "bfloat16")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
