@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches
-from errno import EACCES, ENOSPC, EPERM, EROFS
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, cast
@@ -73,6 +73,7 @@ def main() -> None:
     """Run the command line; ends the process with 0, 1, 2 or 130 as README.md says."""
     # Hydra then hands its errors on, and they can be told in one line each.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to fill the terminal
     sys.path.insert(0, os.getcwd())  # one's own model and data, whichever way ranksearch is started
     register_schemas()
     command = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)
@@ -147,6 +148,21 @@ def _run(cfg: DictConfig) -> None:
     except KeyboardInterrupt:
         log.warning("interrupted: everything finished is kept; run the same command again to go on")
         raise
+    except Exception as error:
+        if hydra_config.mode != RunMode.RUN or not _is_full_disk(error):
+            raise
+        sys.exit(_complain(f"the disk of {cfg.outputs} is full, what finished is kept: make room and run this again"))
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is that there is no room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
+            return True
+        if "disk is full" in str(error):  # as SQLite says it
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _forget_run(folder: Path, outputs: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
 
 import ranksearch
+import ranksearch.artifacts
 from ranksearch.app import main
 from ranksearch.artifacts import COLUMNS
 from ranksearch.cost import count_macs
@@ -463,6 +465,30 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     done = call(tmp_path)
     assert done.returncode == 2
     assert re.fullmatch(r"ranksearch: \S*outputs\S* cannot be written \(.*\): choose another folder.*\n", done.stderr)
+
+
+@pytest.mark.parametrize("where", ["write_front", "write_trials"])
+def test_a_full_disk_loses_nothing_that_finished(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["ranksearch", *SMALL])
+    monkeypatch.setattr(ranksearch.artifacts, where, full)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    GlobalHydra.instance().clear()
+    assert ended.value.code == 2
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        "ranksearch: the disk of outputs is full, what finished is kept: make room and run this again"
+    )
+    done = call(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 trials finished" in done.stdout
+    assert "already holds trial" in done.stdout
 
 
 def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
