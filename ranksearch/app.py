@@ -41,7 +41,7 @@ from ranksearch.device import choose_device
 from ranksearch.errors import SettingError, UserError
 from ranksearch.fine_tuning import FineTuning
 from ranksearch.guided import GuidedSampler
-from ranksearch.job import Job, run_export, run_finalize, run_profile, run_search
+from ranksearch.job import NOT_OF_THE_BUILDER, Job, run_export, run_finalize, run_profile, run_search
 from ranksearch.models import is_torchvision
 from ranksearch.problem import describe_space
 from ranksearch.proxies import Proxy
@@ -271,6 +271,10 @@ def _build_sampler(config: RunConfig, trials: int) -> BaseSampler:
 
 def _build_data(config: RunConfig) -> Splits:
     settings = {key: value for key, value in config.dataset.items() if key != "name"}
+    if (wanted := config.model.get("input_size")) is not None:
+        if "image_size" not in settings:
+            raise SettingError("model.input_size", wanted, "needs a data set with an image_size: leave it null")
+        return cast(Splits, _build("dataset", {**settings, "image_size": wanted}, Splits))
     smallest, size = config.model.get("smallest_input"), settings.get("image_size")
     if smallest and isinstance(size, int) and size < smallest:
         log.info("dataset: images enlarged from %d to %d pixels for the model", size, smallest)
@@ -280,7 +284,7 @@ def _build_data(config: RunConfig) -> Splits:
 
 def _build_model(config: RunConfig, splits: Splits) -> tuple[nn.Module, dict[str, Any]]:
     """Build the dense model, and say how to build it again without its weights."""
-    arguments = {key: value for key, value in config.model.items() if key not in ("name", "smallest_input")}
+    arguments = {key: value for key, value in config.model.items() if key not in NOT_OF_THE_BUILDER}
     torch.manual_seed(config.seed)
     model = _build("model", arguments, nn.Module, num_classes=splits.num_classes)
     recipe = {**arguments, "num_classes": splits.num_classes}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -188,3 +189,27 @@ def _image_folder(root: str, split: str, transform: Callable[[Any], Any]) -> tor
         return torchvision_datasets.ImageFolder(folder, transform)
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no images ({error}): expected {folder}/<class>/<image>.JPEG") from None
+
+
+def fake(image_size: int, num_classes: int, images: int, seed: int) -> Splits:
+    """Made-up images, for smoke tests and for speed: a pattern of each class under noise.
+
+    Args:
+        image_size: height and width.
+        num_classes: how many patterns.
+        images: in all; half of them are trained on, a quarter each is for validation and test.
+        seed: of patterns and noise.
+
+    Raises:
+        UserError: there are fewer images than four for each class.
+    """
+    if images < 4 * num_classes:
+        raise UserError(f"dataset.images={images} leave some class out: use {4 * num_classes} or more")
+    generator = torch.Generator().manual_seed(seed)
+    patterns = torch.randn(num_classes, 3, 4, 4, generator=generator)
+    labels = torch.arange(images) % num_classes
+    found = _scaled(patterns, image_size)[labels]
+    found += torch.randn(found.shape, generator=generator)
+    ends = (0, images // 2, images - images // 4, images)
+    parts = [cast(Examples, TensorDataset(found[low:high], labels[low:high])) for low, high in pairwise(ends)]
+    return Splits(parts[0], parts[1], parts[2], num_classes)

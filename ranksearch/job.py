@@ -35,6 +35,9 @@ from ranksearch.training import Recipe, settle_autocast
 
 log = logging.getLogger(__name__)
 
+# Keys of a model that say what to call it and what images it gets.
+NOT_OF_THE_BUILDER = ("name", "smallest_input", "input_size")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -81,7 +84,7 @@ def run_export(config: RunConfig) -> None:
     best = Path(config.outputs) / config.study.name / "best"
     entries = read_plan_file(best)
     # A builder that this very configuration names is as trusted as the configuration.
-    own = {key: value for key, value in config.model.items() if key not in ("name", "smallest_input", "weights")}
+    own = {key: value for key, value in config.model.items() if key not in (*NOT_OF_THE_BUILDER, "weights")}
     built = {key: value for key, value in entries["model"].items() if key not in ("num_classes", "weights")}
     target = str(entries["model"].get("_target_"))
     if own != built and not is_trusted(target):

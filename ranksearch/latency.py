@@ -1,8 +1,9 @@
 """What a network costs in time: every layer measured on this very device, dense and at some latent sizes.
 
 Multiply-accumulates do not tell what a factorized layer gains in time: two small kernels may run slower than the one
-that they replace. So layers of each shape are timed by themselves, with the inputs that they have in the network, and
-a plan's time is the dense network's, less what its layers save.
+that they replace. So layers of each shape are timed by themselves, with the inputs that they have in the network, by
+turns with the network itself, for machines have slow and fast minutes. A plan's time is the dense network's, less what
+its layers save; how much of that a network really gains is seen on a few plans.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import copy
 import hashlib
 import json
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm
 from pathlib import Path
 from statistics import median
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 from ranksearch.device import describe_device
 from ranksearch.errors import SettingError
 from ranksearch.factorize import factorized_like
-from ranksearch.factorize.dry_run import dry_run, watch_layer
+from ranksearch.factorize.dry_run import layer_inputs
 from ranksearch.files import DamagedError, read_state, write_state
 from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
 from ranksearch.timing import Timing, time_calls
@@ -38,6 +40,10 @@ SHARES = (0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
 # Ranks above this are timed at whole blocks, as they are searched: hardware is slower in between.
 BLOCK = 8
 NOISY = 0.1
+# What lies beyond these says more of the machine than of the network.
+LEAST_GAINED, MOST_GAINED = 0.5, 1.5
+# Share of the layers that are factorized in the plans that show it.
+FACTORIZED = 0.6
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class LatencyCost:
         layers: layer name -> of the dense layer.
         factorized: layer name -> scheme -> ranks and the times at them, both rising with the rank's place.
         spread: of the timings, relative; the median over all.
+        gained: share of what layers save by themselves that whole networks were seen to gain.
+        overhead: nanoseconds that every factorized layer was seen to cost besides.
         unit: what the numbers count.
     """
 
@@ -56,6 +64,8 @@ class LatencyCost:
     layers: Mapping[str, float]
     factorized: Mapping[str, Mapping[str, tuple[Sequence[int], Sequence[float]]]]
     spread: float
+    gained: float = 1.0
+    overhead: float = 0.0
     unit: str = "ns"
 
     def network(self, model: nn.Module, input_shape: Sequence[int]) -> int:
@@ -67,9 +77,10 @@ class LatencyCost:
         return round(self.layers[spec.name])
 
     def at_rank(self, spec: LayerSpec, rank: int, scheme: str) -> int:
-        """The factorized layer's time, interpolated between the ranks that were measured."""
+        """The factorized layer's time within a network, interpolated between the ranks that were measured."""
         ranks, times = self.factorized[spec.name][scheme]
-        return round(float(np.interp(rank, ranks, times)))
+        dense = self.layers[spec.name]
+        return round(dense - self.gained * (dense - float(np.interp(rank, ranks, times))) + self.overhead)
 
 
 @dataclass(frozen=True)
@@ -134,14 +145,20 @@ class MeasuredLatency:
     ) -> LatencyCost:
         start, spreads = time.perf_counter(), []
         shapes = layer_inputs(model, [spec.name for spec in layers], self.batch_size, input_shape)
+        network, images = self._prepare(model, device), self._images(input_shape, device)
+
+        def reference() -> None:
+            network(images)
+
+        whole = Timing.of(time_calls([reference], device, self.repeats)[0]).seconds * 1e9
         alike: dict[str, dict[tuple[str, int], float]] = {}
         dense, factorized = {}, {}
         for spec in layers:
             layer = model.get_submodule(spec.name)
             key = f"{layer!r} {shapes[spec.name]}"
             if key not in alike:
-                timed = self._time_layer(layer, spec, shapes[spec.name], device)
-                alike[key] = {option: timing.seconds * 1e9 for option, timing in timed.items()}
+                timed = self._time_layer(layer, spec, shapes[spec.name], device, reference)
+                alike[key] = {option: share.seconds * whole for option, share in timed.items()}
                 spreads += [timing.spread for timing in timed.values()]
             found = alike[key]
             dense[spec.name] = found["dense", 0]
@@ -150,33 +167,77 @@ class MeasuredLatency:
                 for scheme in spec.schemes
                 if (ranks := ranks_to_time(spec, scheme))
             }
-        network, images = self._prepare(model, device), self._images(input_shape, device)
-        [samples] = time_calls([lambda: network(images)], device, self.repeats)
-        whole, spread = Timing.of(samples), median(spreads or [0.0])
+        spread = median(spreads or [0.0])
+        table = LatencyCost(whole, dense, factorized, spread)
+        if layers:
+            gained, overhead = self._in_the_network(model, layers, table, images, reference)
+            table = replace(table, gained=gained, overhead=overhead)
         log.info(
             "latency: %d layers of %d shapes at %d latent sizes in %.1f s, spread %.1f %%; dense network %.2f ms",
             *(len(dense), len(alike), sum(map(len, alike.values())), time.perf_counter() - start, 100 * spread),
-            1e3 * whole.seconds,
+            whole / 1e6,
+        )
+        log.info(
+            "latency: networks gain %.0f %% of what their layers save, less %.3f ms for each of them",
+            *(100 * table.gained, table.overhead / 1e6),
         )
         if spread > NOISY:
             log.warning("latency: times vary by %.0f %%: measure again while the machine is idle", 100 * spread)
-        return LatencyCost(whole.seconds * 1e9, dense, factorized, spread)
+        return table
+
+    def _in_the_network(
+        self,
+        model: nn.Module,
+        layers: Sequence[LayerSpec],
+        table: LatencyCost,
+        images: Tensor,
+        reference: Callable[[], None],
+    ) -> tuple[float, float]:
+        """What a few plans gain in the network: a share of what the table says, less so much a layer.
+
+        Returns:
+            The share, and the nanoseconds that every factorized layer costs besides.
+        """
+        draw, known, seen = random.Random(0), [], []
+        for place in (*range(len(SHARES)), *range(len(SHARES))):
+            plan, saved = {}, 0.0
+            for spec in layers:
+                scheme = draw.choice(spec.schemes)
+                ranks, times = table.factorized[spec.name][scheme]
+                if draw.random() < FACTORIZED:
+                    at = min(place, len(ranks) - 1)
+                    plan[spec.name] = LayerChoice(ranks[at], scheme)
+                    saved += table.layers[spec.name] - times[at]
+            network = self._prepare(_with_any_weights(factorized_like(model, RankPlan(plan))), images.device)
+            before, after = time_calls([reference, _caller(network, [images])], images.device, self.repeats)
+            ratio = Timing.of([second / first for first, second in zip(before, after, strict=True)]).seconds
+            known.append((saved / table.dense_network, len(plan) / len(layers)))
+            seen.append(1 - ratio)
+        gained, overhead = fit_gains(known, seen)
+        return gained, overhead * table.dense_network / len(layers)
 
     def _time_layer(
-        self, layer: nn.Module, spec: LayerSpec, shapes: Sequence[torch.Size], device: torch.device
+        self,
+        layer: nn.Module,
+        spec: LayerSpec,
+        shapes: Sequence[torch.Size],
+        device: torch.device,
+        reference: Callable[[], None],
     ) -> dict[tuple[str, int], Timing]:
-        """One layer dense, and by every scheme at every rank to time."""
+        """One layer dense, and by every scheme at every rank to time, as shares of the network's time beside it."""
         inputs = [self._tensor(shape, device) for shape in shapes]
         alone = nn.Sequential(layer)
         modules = {("dense", 0): self._prepare(alone, device)}
         for scheme in spec.schemes:
             for rank in ranks_to_time(spec, scheme):
                 twin = factorized_like(alone, RankPlan({"0": LayerChoice(rank, scheme)}))
-                for parameter in twin.parameters():
-                    nn.init.constant_(parameter, 0.01)  # what stands in new memory may compute slowly
-                modules[scheme, rank] = self._prepare(twin, device)
-        timed = time_calls([_caller(module, inputs) for module in modules.values()], device, self.repeats)
-        return {option: Timing.of(samples) for option, samples in zip(modules, timed, strict=True)}
+                modules[scheme, rank] = self._prepare(_with_any_weights(twin), device)
+        calls = [_caller(module, inputs) for module in modules.values()]
+        whole, *timed = time_calls([reference, *calls], device, self.repeats)
+        return {
+            option: Timing.of([sample / beside for sample, beside in zip(samples, whole, strict=True)])
+            for option, samples in zip(modules, timed, strict=True)
+        }
 
     def _prepare(self, model: nn.Module, device: torch.device) -> nn.Module:
         return prepared(model, device, self.dtype, self.channels_last)
@@ -186,6 +247,30 @@ class MeasuredLatency:
 
     def _tensor(self, shape: torch.Size, device: torch.device) -> Tensor:
         return example(shape, device, self.dtype, self.channels_last)
+
+
+def fit_gains(known: Sequence[tuple[float, float]], seen: Sequence[float]) -> tuple[float, float]:
+    """Least squares of gains seen, as a share of what layers save by themselves, less an overhead that is not negative.
+
+    Args:
+        known: what layers save together, as a share of the network's time, and the share of the layers.
+        seen: what the network gains, as a share of its time.
+
+    Returns:
+        The share, within `LEAST_GAINED` and `MOST_GAINED`, and the overhead of all layers together.
+    """
+    columns, target = np.array(known) * [1.0, -1.0], np.array(seen)
+    gained, overhead = np.linalg.lstsq(columns, target, rcond=None)[0].tolist()
+    if overhead < 0:
+        [gained], overhead = np.linalg.lstsq(columns[:, :1], target, rcond=None)[0].tolist(), 0.0
+    return min(max(gained, LEAST_GAINED), MOST_GAINED), overhead
+
+
+def _with_any_weights(model: nn.Module) -> nn.Module:
+    """The model itself, its weights set: what stands in new memory may compute slowly."""
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.01)
+    return model
 
 
 def _caller(module: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], None]:
@@ -213,22 +298,3 @@ def ranks_to_time(spec: LayerSpec, scheme: str) -> list[int]:
     limit, block = spec.break_even_rank(scheme), lcm(BLOCK, spec.groups)
     found = {spec.whole_groups(max(1, round(share * limit))) for share in SHARES}
     return sorted({rank // block * block if rank >= 2 * block else rank for rank in found})
-
-
-def layer_inputs(
-    model: nn.Module, names: Sequence[str], batch_size: int, input_shape: Sequence[int]
-) -> dict[str, list[torch.Size]]:
-    """The shapes that layers are called on, call by call, for a batch of examples; see `dry_run`."""
-
-    def watch(ghost: nn.Module, run: Callable[[], None]) -> dict[str, list[torch.Size]]:
-        shapes: dict[str, list[torch.Size]] = {name: [] for name in names}
-        for name in names:
-            watch_layer(ghost.get_submodule(name), _noting(shapes[name]), lambda: None)
-        run()
-        return shapes
-
-    return dry_run(model, torch.empty(batch_size, *input_shape, device="meta"), watch)
-
-
-def _noting(shapes: list[torch.Size]) -> Callable[[Tensor, Tensor], None]:
-    return lambda input, output: shapes.append(input.shape)

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, Subset
 import ranksearch.image_sets
 from ranksearch.datasets import Examples, Splits, batches, draw, endless_batches, held_on, held_tensors, length
 from ranksearch.errors import UserError
-from ranksearch.image_sets import digits, fashion_mnist, imagenet
+from ranksearch.image_sets import digits, fake, fashion_mnist, imagenet
 
 CPU = torch.device("cpu")
 
@@ -144,6 +144,18 @@ def test_small_sets_of_tensors_are_held_on_the_device(splits: Splits) -> None:
     assert moved.train[0][0].device == meta
     assert length(moved.train) == length(splits.train)
     assert moved.test is plain.test
+
+
+def test_fake_images_are_those_of_their_seed_and_hold_every_class() -> None:
+    first, second, other = (fake(16, 7, 64, seed) for seed in (0, 0, 1))
+    assert fingerprints(first.train) == fingerprints(second.train)
+    assert fingerprints(first.train) != fingerprints(other.train)
+    assert (length(first.train), length(first.validation), length(first.test)) == (32, 16, 16)
+    assert first.input_shape == (3, 16, 16)
+    for part in (first.train, first.validation, first.test):
+        assert {int(part[index][1]) for index in range(length(part))} == set(range(7))
+    with pytest.raises(UserError, match="images=20 leave some class out: use 28 or more"):
+        fake(16, 7, 20, 0)
 
 
 def idx(values: np.ndarray) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import CPU
@@ -19,7 +20,8 @@ import ranksearch.wall_clock
 from ranksearch.cost import CostModel, MacsCost, MeasuredCost, NetworkCost
 from ranksearch.errors import SettingError, UserError
 from ranksearch.factorize import profile_layers
-from ranksearch.latency import LatencyCost, MeasuredLatency, layer_inputs, ranks_to_time
+from ranksearch.factorize.dry_run import layer_inputs
+from ranksearch.latency import LEAST_GAINED, MOST_GAINED, LatencyCost, MeasuredLatency, fit_gains, ranks_to_time
 from ranksearch.models import cifar_resnet
 from ranksearch.plan import LayerSpec
 from ranksearch.rules import Rule, SpaceSettings, build_space
@@ -63,6 +65,28 @@ def test_a_time_lies_between_its_measured_neighbours(points: list[tuple[int, flo
     ]
     times = [known[at] for at in around]
     assert round(min(times)) <= table.at_rank(spec, rank, "full") <= round(max(times))
+
+
+shares = st.lists(st.tuples(st.floats(-0.5, 0.9), st.floats(0.2, 1)), min_size=4, max_size=12)
+
+
+@given(shares, st.floats(0.2, 2), st.floats(-0.3, 0.3))
+def test_gains_are_fitted_where_they_are_what_they_should_be(
+    known: list[tuple[float, float]], gained: float, overhead: float
+) -> None:
+    assume(np.linalg.cond(np.array(known)) < 50)
+    found, cost = fit_gains(known, [gained * saved - overhead * share for saved, share in known])
+    assert LEAST_GAINED <= found <= MOST_GAINED
+    assert cost >= 0
+    if overhead >= 1e-6 and LEAST_GAINED <= gained <= MOST_GAINED:
+        assert (found, cost) == (pytest.approx(gained, abs=1e-6), pytest.approx(overhead, abs=1e-6))
+
+
+@given(st.floats(0.5, 1.5), st.floats(0, 1e6), st.floats(0, 1e9))
+def test_a_time_is_the_layer_s_own_less_what_the_network_gains(gained: float, overhead: float, time: float) -> None:
+    table = LatencyCost(2e9, {"0": 1e9}, {"0": {"full": ([8], [time])}}, 0.0, gained, overhead)
+    spec = LayerSpec("0", "linear", 128, 128, 1)
+    assert table.at_rank(spec, 8, "full") == pytest.approx(1e9 - gained * (1e9 - time) + overhead, abs=1)
 
 
 class Twice(nn.Module):

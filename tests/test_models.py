@@ -8,10 +8,15 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from torch import nn
 
+from ranksearch.app import register_schemas
 from ranksearch.cost import count_macs, count_params
 from ranksearch.errors import UserError
+from ranksearch.job import NOT_OF_THE_BUILDER
 from ranksearch.models import cifar_resnet, torchvision_classifier, weights_fit
 
 
@@ -75,3 +80,20 @@ def test_weights_fit_the_classes_that_they_were_made_for() -> None:
     assert weights_fit("resnet50", "IMAGENET1K_V2", 1000)
     assert weights_fit("resnet50", "DEFAULT", 1000)
     assert not weights_fit("resnet50", "IMAGENET1K_V2", 10)
+
+
+READY = sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml") if file.stem != "torchvision")
+
+
+@pytest.mark.parametrize("words", [[name] for name in READY] + [["torchvision", "model.name=mobilenet_v3_small"]])
+def test_every_ready_model_builds_for_any_number_of_classes(words: list[str]) -> None:
+    register_schemas()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings = compose("config", [f"model={words[0]}", *words[1:]]).model
+    arguments = {key: value for key, value in settings.items() if key not in NOT_OF_THE_BUILDER}
+    # RegNet computes its widths with tensors, which must hold numbers.
+    with torch.device("cpu" if settings.name.startswith("regnet") else "meta"):
+        model = instantiate(arguments, num_classes=7)
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    assert heads[-1].out_features == 7
+    assert settings.name == words[-1].removeprefix("model.name=")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -74,3 +74,22 @@ def watch_layer(layer: nn.Module, on_call: Callable[[Tensor, Tensor], None], on_
             return output
 
     layer.__class__ = Watched
+
+
+def layer_inputs(
+    model: nn.Module, names: Sequence[str], batch_size: int, input_shape: Sequence[int]
+) -> dict[str, list[torch.Size]]:
+    """The shapes that layers are called on, call by call, for a batch of examples; see `dry_run`."""
+
+    def watch(ghost: nn.Module, run: Callable[[], None]) -> dict[str, list[torch.Size]]:
+        shapes: dict[str, list[torch.Size]] = {name: [] for name in names}
+        for name in names:
+            watch_layer(ghost.get_submodule(name), _noting(shapes[name]), lambda: None)
+        run()
+        return shapes
+
+    return dry_run(model, torch.empty(batch_size, *input_shape, device="meta"), watch)
+
+
+def _noting(shapes: list[torch.Size]) -> Callable[[Tensor, Tensor], None]:
+    return lambda input, output: shapes.append(input.shape)
