@@ -33,6 +33,7 @@ from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
 from ranksearch.timing import Timing, time_calls
 
 log = logging.getLogger(__name__)
+FORMAT = "ranksearch.latency/1"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Shares of the break-even rank that a layer is timed at.
@@ -138,14 +139,17 @@ class MeasuredLatency:
         settings = {name: value for name, value in vars(self).items() if name != "cache"}
         # Times depend on shapes alone, which a model's text tells of all its layers.
         described = {"device": describe_device(device), "torch": torch.__version__, "model": repr(model)}
-        return json.dumps({**settings, **described, "input": list(input_shape)}, sort_keys=True)
+        return json.dumps({**settings, **described, "input": list(input_shape), "format": FORMAT}, sort_keys=True)
 
     def _measure(
         self, model: nn.Module, layers: Sequence[LayerSpec], input_shape: Sequence[int], device: torch.device
     ) -> LatencyCost:
         start, spreads = time.perf_counter(), []
         shapes = layer_inputs(model, [spec.name for spec in layers], self.batch_size, input_shape)
-        network, images = self._prepare(model, device), self._images(input_shape, device)
+        network, images = (
+            self._prepare(model, device),
+            self._tensor(torch.Size((self.batch_size, *input_shape)), device),
+        )
 
         def reference() -> None:
             network(images)
@@ -241,9 +245,6 @@ class MeasuredLatency:
 
     def _prepare(self, model: nn.Module, device: torch.device) -> nn.Module:
         return prepared(model, device, self.dtype, self.channels_last)
-
-    def _images(self, input_shape: Sequence[int], device: torch.device) -> Tensor:
-        return self._tensor(torch.Size((self.batch_size, *input_shape)), device)
 
     def _tensor(self, shape: torch.Size, device: torch.device) -> Tensor:
         return example(shape, device, self.dtype, self.channels_last)
