@@ -34,7 +34,6 @@ from ranksearch.timing import Timing, time_calls
 
 log = logging.getLogger(__name__)
 FORMAT = "ranksearch.latency/1"
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Shares of the break-even rank that a layer is timed at.
 SHARES = (0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
