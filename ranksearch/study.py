@@ -50,8 +50,7 @@ def open_study(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(metrics)
-    elif known != json.loads(json.dumps(settings)):
-        changed = sorted(_differences(known, settings))
+    elif changed := sorted(_differences(known, json.loads(json.dumps(settings)))):  # a key that is new and null is none
         raise UserError(
             f"study '{name}' was made with other settings ({', '.join(changed[:3])}): "
             "give this search a study.name of its own, or take the change back"

@@ -296,3 +296,12 @@ def test_looking_on_the_way_changes_no_number(problem: Problem) -> None:
     assert list(seen) == [0, 1]
     assert seen[0] == plain.accuracy_before
     assert dataclasses.replace(plain, seconds={}) == dataclasses.replace(watched, seconds={})
+
+
+def test_a_study_is_continued_with_the_same_settings_only() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    open_study("this", storage, {"model": {"depth": 8}})
+    assert open_study("this", storage, {"model": {"depth": 8, "input_size": None}}).trials == []  # a new key, not set
+    for other in ({"model": {"depth": 14}}, {"model": {"depth": 8, "input_size": 32}}, {"model": {}}):
+        with pytest.raises(UserError, match=r"made with other settings \(model\."):
+            open_study("this", storage, other)
