@@ -118,7 +118,10 @@ def _explain(error: Exception) -> str:
         if what.startswith("Key "):
             return f"'{key}' is not a key of the configuration: use {', '.join(near)}"
         return f"{str(error).removeprefix('Error merging override ')}: {what}; give a value of that type"
-    return f"{str(error).splitlines()[0]}: see python -m ranksearch --help"
+    first, _, missing = str(error).splitlines()[0].partition("Missing mandatory value: ")
+    if missing:
+        return f"{missing} is not set: add {missing}=... to the command"
+    return f"{first}: see python -m ranksearch --help"
 
 
 def _run(cfg: DictConfig) -> None:
