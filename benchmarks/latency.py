@@ -20,7 +20,7 @@ from torch import nn
 from ranksearch.cost import MacsCost, NetworkCost
 from ranksearch.errors import UserError
 from ranksearch.factorize import factorized_like, profile_layers
-from ranksearch.latency import MeasuredLatency
+from ranksearch.latency import MeasuredLatency, with_any_weights
 from ranksearch.models import cifar_resnet
 from ranksearch.plan import RankPlan
 from ranksearch.rules import SpaceSettings, build_space
@@ -67,9 +67,7 @@ def measured(name: str, batch_size: int, plans: int) -> list[dict[str, Any]]:
         draw = random.Random(name)
         for index in range(plans):
             plan = drawn(space, draw, (index + 1) / (plans + 1))
-            built = factorized_like(model, plan)
-            for parameter in built.parameters():
-                nn.init.constant_(parameter, 0.01)
+            built = with_any_weights(factorized_like(model, plan))
             clock = time_side_by_side(model, built, shape, CPU, settings)
             row = {
                 "network": name,

@@ -76,7 +76,7 @@ def batches(
     count = length(examples)
     if limit is not None and limit < count:
         examples = Subset(examples, [index * count // limit for index in range(limit)])
-    yield from _loaded(examples, device, batch_size=size, num_workers=workers)
+    yield from _loaded(_loader(examples, batch_size=size, num_workers=workers), device)
 
 
 def draw(examples: Examples, count: int, device: torch.device, seed: int, workers: int = 0) -> Tensor:
@@ -96,31 +96,31 @@ def endless_batches(
     """
     full = length(examples) >= size
     generator = torch.Generator().manual_seed(seed)
+    loader = _loader(examples, batch_size=size, shuffle=True, drop_last=full, num_workers=workers, generator=generator)
     while True:
-        yield from _loaded(
-            examples, device, batch_size=size, shuffle=True, drop_last=full, num_workers=workers, generator=generator
-        )
+        yield from _loaded(loader, device)
 
 
-def _loaded(examples: Examples, device: torch.device, **how: Any) -> Iterator[Batch]:
-    for images, labels in _batches(examples, how):
+def _loaded(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    for images, labels in loader:
         images = images.to(device, non_blocking=True)
         if images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         yield images, labels.to(device, non_blocking=True)
 
 
-def _batches(examples: Examples, how: dict[str, Any]) -> Iterable[Batch]:
-    """Batches of a data loader; of tensors that are held as a whole, the same ones by indexing, in one step each."""
+def _loader(examples: Examples, **how: Any) -> Iterable[Batch]:
+    """A data loader; of tensors that are held as a whole, it gives the same batches by indexing, in one step each."""
     held = held_tensors(examples)
     if held is None:
-        yield from DataLoader(examples, **how)
-        return
+        return DataLoader(examples, **how)
     images, labels, rows = held
-    order: DataLoader[int] = DataLoader(rows, collate_fn=torch.tensor, **{**how, "num_workers": 0})  # type: ignore[arg-type]  # a list is a data set
-    for index in order:
-        chosen = index.to(images.device)
-        yield images[chosen], labels[chosen]
+
+    def take(chosen: list[int]) -> Batch:
+        index = torch.tensor(chosen, device=images.device)
+        return images[index], labels[index]
+
+    return DataLoader(rows, collate_fn=take, **{**how, "num_workers": 0})  # type: ignore[arg-type]  # a list is a data set
 
 
 def held_tensors(examples: Examples) -> tuple[Tensor, Tensor, list[int]] | None:

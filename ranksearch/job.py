@@ -212,7 +212,7 @@ def _settled(job: Job) -> FineTuning:
     if not isinstance(tuning, Recipe) or not tuning.steps:
         return tuning
     some = endless_batches(job.splits.train, tuning.batch_size, job.device, job.config.seed, job.splits.workers)
-    return settle_autocast(tuning, job.model, next(some))
+    return settle_autocast(tuning, job.model, some, job.device)
 
 
 def _load_call(job: Job) -> str:

@@ -145,10 +145,8 @@ class MeasuredLatency:
     ) -> LatencyCost:
         start, spreads = time.perf_counter(), []
         shapes = layer_inputs(model, [spec.name for spec in layers], self.batch_size, input_shape)
-        network, images = (
-            self._prepare(model, device),
-            self._tensor(torch.Size((self.batch_size, *input_shape)), device),
-        )
+        network = self.prepared(model, device)
+        images = self.example((self.batch_size, *input_shape), device)
 
         def reference() -> None:
             network(images)
@@ -211,11 +209,10 @@ class MeasuredLatency:
                     at = min(place, len(ranks) - 1)
                     plan[spec.name] = LayerChoice(ranks[at], scheme)
                     saved += table.layers[spec.name] - times[at]
-            network = self._prepare(_with_any_weights(factorized_like(model, RankPlan(plan))), images.device)
+            network = self.prepared(with_any_weights(factorized_like(model, RankPlan(plan))), images.device)
             before, after = time_calls([reference, _caller(network, [images])], images.device, self.repeats)
-            ratio = Timing.of([second / first for first, second in zip(before, after, strict=True)]).seconds
             known.append((saved / table.dense_network, len(plan) / len(layers)))
-            seen.append(1 - ratio)
+            seen.append(1 - Timing.beside(after, before).seconds)
         gained, overhead = fit_gains(known, seen)
         return gained, overhead * table.dense_network / len(layers)
 
@@ -228,25 +225,27 @@ class MeasuredLatency:
         reference: Callable[[], None],
     ) -> dict[tuple[str, int], Timing]:
         """One layer dense, and by every scheme at every rank to time, as shares of the network's time beside it."""
-        inputs = [self._tensor(shape, device) for shape in shapes]
+        inputs = [self.example(shape, device) for shape in shapes]
         alone = nn.Sequential(layer)
-        modules = {("dense", 0): self._prepare(alone, device)}
+        modules = {("dense", 0): self.prepared(alone, device)}
         for scheme in spec.schemes:
             for rank in ranks_to_time(spec, scheme):
                 twin = factorized_like(alone, RankPlan({"0": LayerChoice(rank, scheme)}))
-                modules[scheme, rank] = self._prepare(_with_any_weights(twin), device)
+                modules[scheme, rank] = self.prepared(with_any_weights(twin), device)
         calls = [_caller(module, inputs) for module in modules.values()]
         whole, *timed = time_calls([reference, *calls], device, self.repeats)
-        return {
-            option: Timing.of([sample / beside for sample, beside in zip(samples, whole, strict=True)])
-            for option, samples in zip(modules, timed, strict=True)
-        }
+        return {option: Timing.beside(samples, whole) for option, samples in zip(modules, timed, strict=True)}
 
-    def _prepare(self, model: nn.Module, device: torch.device) -> nn.Module:
-        return prepared(model, device, self.dtype, self.channels_last)
+    def prepared(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """A copy of a model as it is timed: in eval mode, on a device, in the dtype and the memory format."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return copy.deepcopy(model).eval().to(device, DTYPES[self.dtype]).to(memory_format=layout)
 
-    def _tensor(self, shape: torch.Size, device: torch.device) -> Tensor:
-        return example(shape, device, self.dtype, self.channels_last)
+    def example(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """An input to time with."""
+        values = torch.ones(tuple(shape), device=device, dtype=DTYPES[self.dtype])
+        as_images = self.channels_last and values.ndim == 4
+        return values.contiguous(memory_format=torch.channels_last) if as_images else values
 
 
 def fit_gains(known: Sequence[tuple[float, float]], seen: Sequence[float]) -> tuple[float, float]:
@@ -266,7 +265,7 @@ def fit_gains(known: Sequence[tuple[float, float]], seen: Sequence[float]) -> tu
     return min(max(gained, LEAST_GAINED), MOST_GAINED), overhead
 
 
-def _with_any_weights(model: nn.Module) -> nn.Module:
+def with_any_weights(model: nn.Module) -> nn.Module:
     """The model itself, its weights set: what stands in new memory may compute slowly."""
     for parameter in model.parameters():
         nn.init.constant_(parameter, 0.01)
@@ -279,18 +278,6 @@ def _caller(module: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], None]:
             module(some)
 
     return call
-
-
-def prepared(model: nn.Module, device: torch.device, dtype: str, channels_last: bool) -> nn.Module:
-    """A copy of a model as it is timed: in eval mode, on a device, in a dtype and a memory format."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return copy.deepcopy(model).eval().to(device, DTYPES[dtype]).to(memory_format=layout)
-
-
-def example(shape: torch.Size, device: torch.device, dtype: str, channels_last: bool) -> Tensor:
-    """An input to time with."""
-    values = torch.ones(shape, device=device, dtype=DTYPES[dtype])
-    return values.contiguous(memory_format=torch.channels_last) if channels_last and values.ndim == 4 else values
 
 
 def ranks_to_time(spec: LayerSpec, scheme: str) -> list[int]:

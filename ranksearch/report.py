@@ -178,13 +178,15 @@ def _figure(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
+def _html_row(cells: Sequence[object], tag: str = "td", mark: str = "") -> str:
+    return f"<tr{mark}>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+
 def _clock_table(problem: Problem, finalized: Finalized) -> str:
-    head = ("batch", "dense", "factorized", "speedup", "spread")
-    rows = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    rows = [_html_row(("batch", "dense", "factorized", "speedup", "spread"), "th")]
     for timed in finalized.timed:
         times = (f"{1e3 * timed.dense_seconds:.2f} ms", f"{1e3 * timed.factorized_seconds:.2f} ms")
-        cells = (timed.batch_size, *times, f"{timed.speedup:.2f}x", f"{timed.spread:.0%}")
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        rows.append(_html_row((timed.batch_size, *times, f"{timed.speedup:.2f}x", f"{timed.spread:.0%}")))
     device = describe_device(problem.device)
     threads = f", {device['threads']} threads" if "threads" in device else ""
     macs = problem.macs.dense / finalized.point.result.macs
@@ -195,7 +197,7 @@ def _clock_table(problem: Problem, finalized: Finalized) -> str:
 def _front_table(problem: Problem, points: Sequence[FrontPoint], picked: int) -> str:
     costs = _cost_names(problem)
     head = ("trial", "from", *costs, "params", "validation before", "after fine-tuning", "layers by scheme")
-    rows = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    rows = [_html_row(head, "th")]
     for point in points:
         r = point.result
         cells = (
@@ -207,6 +209,5 @@ def _front_table(problem: Problem, points: Sequence[FrontPoint], picked: int) ->
             f"{r.accuracy:.2%}",
             _by_scheme(r.plan),
         )
-        mark = ' class="picked"' if point.number == picked else ""
-        rows.append(f"<tr{mark}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        rows.append(_html_row(cells, mark=' class="picked"' if point.number == picked else ""))
     return f"<table>{''.join(rows)}</table>"

@@ -222,19 +222,22 @@ def _loss(
     return (1 - recipe.distillation) * from_labels + recipe.distillation * from_teacher
 
 
-def settle_autocast(recipe: Recipe, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Recipe:
+def settle_autocast(
+    recipe: Recipe, model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], device: torch.device
+) -> Recipe:
     """Replace ``autocast="auto"`` by what this device does faster; on a CPU that is float32, which also repeats.
 
     Args:
         recipe: that says ``auto``, or is given back as it is.
         model: to time steps of; is not changed.
-        batch: to time them on.
+        batches: to time them on, on the device; of a CPU none is drawn.
+        device: where the model is.
     """
-    device = batch[0].device
     if recipe.autocast != "auto":
         return recipe
     if device.type not in AUTOCAST_DEVICES:
         return replace(recipe, autocast="off")
+    batch = next(batches)
     choices = [replace(recipe, autocast=autocast) for autocast in ("off", "bfloat16")]
     calls = [_step(copy.deepcopy(model).train(), batch, choice) for choice in choices]
     plain, cast = (Timing.of(samples).seconds for samples in time_calls(calls, device, TIMED_STEPS, grad=True))

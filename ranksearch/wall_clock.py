@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ranksearch.device import describe_device
-from ranksearch.latency import MeasuredLatency, example, prepared
+from ranksearch.latency import MeasuredLatency
 from ranksearch.timing import Timing, time_calls
 
 
@@ -57,11 +57,11 @@ def time_side_by_side(
         device: to run on.
         settings: batch size, dtype, memory format and repeats.
     """
-    images = example(torch.Size((settings.batch_size, *input_shape)), device, settings.dtype, settings.channels_last)
-    networks = [prepared(model, device, settings.dtype, settings.channels_last) for model in (dense, factorized)]
+    images = settings.example((settings.batch_size, *input_shape), device)
+    networks = [settings.prepared(model, device) for model in (dense, factorized)]
     samples = time_calls([lambda: networks[0](images), lambda: networks[1](images)], device, settings.repeats)
     first, second = (Timing.of(found) for found in samples)
-    ratio = Timing.of([before / after for before, after in zip(*samples, strict=True)])
+    ratio = Timing.beside(*samples)
     return WallClock(settings.batch_size, first.seconds, second.seconds, ratio.seconds, ratio.spread)
 
 

@@ -247,14 +247,16 @@ def test_autocast_trains_weights_that_stay_float32(splits: Splits) -> None:
 
 def test_what_autocast_to_use_is_asked_of_gpus_only(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = fresh(), next(endless_batches(splits.train, 8, CPU, seed=0))
-    assert settle_autocast(Recipe(steps=1), model, batch).autocast == "off"
+    undrawn = iter([batch])
+    assert settle_autocast(Recipe(steps=1), model, undrawn, CPU).autocast == "off"
     for autocast in ("off", "bfloat16"):
-        assert settle_autocast(Recipe(steps=1, autocast=autocast), model, batch).autocast == autocast
-    ghosts = tuple(tensor.to("meta") for tensor in batch)
+        assert settle_autocast(Recipe(steps=1, autocast=autocast), model, undrawn, CPU).autocast == autocast
+    assert next(undrawn) is batch
+    meta, ghosts = torch.device("meta"), (batch[0].to("meta"), batch[1].to("meta"))
     monkeypatch.setattr(ranksearch.training, "AUTOCAST_DEVICES", ("meta",))
     for seconds, expected in (([2.0, 1.0], "bfloat16"), ([1.0, 1.0], "off"), ([1.0, 3.0], "off")):
         monkeypatch.setattr(ranksearch.training, "time_calls", lambda *_, found=seconds, **__: [[s, s] for s in found])
-        assert settle_autocast(Recipe(steps=1), model, ghosts).autocast == expected  # type: ignore[arg-type]  # a pair
+        assert settle_autocast(Recipe(steps=1), model, iter([ghosts]), meta).autocast == expected
 
 
 @pytest.mark.gpu
@@ -262,6 +264,6 @@ def test_settling_autocast_on_a_gpu_changes_nothing_else(splits: Splits) -> None
     device = torch.device("cuda")
     model = fresh().to(device)
     before = copy.deepcopy(model.state_dict())
-    settled = settle_autocast(Recipe(steps=1), model, next(endless_batches(splits.train, 64, device, seed=0)))
+    settled = settle_autocast(Recipe(steps=1), model, endless_batches(splits.train, 64, device, seed=0), device)
     assert settled.autocast in ("off", "bfloat16")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
