@@ -11,6 +11,7 @@ from ranksearch.factorize import (
 )
 from ranksearch.loading import load
 from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
+from ranksearch.planning import find_plan
 
 __all__ = [
     "LayerChoice",
@@ -23,6 +24,7 @@ __all__ = [
     "decompose",
     "decompose_schemes",
     "factorize_model",
+    "find_plan",
     "load",
     "profile_layers",
 ]

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
@@ -22,7 +21,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
-    InstantiationException,
     MissingConfigException,
 )
 from hydra.types import RunMode
@@ -32,17 +30,14 @@ from optuna import Study
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
-from torch import nn
 
+from ranksearch.building import build, build_data, build_fine_tuning, build_model, build_sampler, rules_of
 from ranksearch.config import RunConfig
 from ranksearch.cost import CostModel, MeasuredCost
-from ranksearch.datasets import Splits, held_on
+from ranksearch.datasets import held_on
 from ranksearch.device import choose_device
 from ranksearch.errors import SettingError, UserError
-from ranksearch.fine_tuning import FineTuning
-from ranksearch.guided import GuidedSampler
-from ranksearch.job import NOT_OF_THE_BUILDER, Job, run_export, run_finalize, run_profile, run_search
-from ranksearch.models import is_torchvision
+from ranksearch.job import Job, run_export, run_finalize, run_profile, run_search
 from ranksearch.problem import describe_space
 from ranksearch.proxies import Proxy
 from ranksearch.schema import freeze, mergeable
@@ -193,11 +188,12 @@ def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
     optuna.logging.enable_propagation()
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # ranksearch tells of trials in its own words
     device = choose_device(config.device)
-    tuning = _build_fine_tuning(config.fine_tune)
-    splits = held_on(_build_data(config), device)
-    model, recipe = _build_model(config, splits)
+    tuning = build_fine_tuning(config.fine_tune)
+    splits = held_on(build_data(config), device)
+    model, recipe, pretrained = build_model(config, splits)
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stubs
-    space = describe_space(model, splits, config.space, _build("cost", config.cost, (CostModel, MeasuredCost)), device)
+    cost_model = build("cost", config.cost, (CostModel, MeasuredCost))
+    space = describe_space(model, splits, rules_of(config), cost_model, device)
     try:
         budget = config.constraint.budget(space)
     except SettingError as error:
@@ -205,92 +201,24 @@ def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
     compared = {key: plain[key] for key in COMPARED}
     for group, elsewhere in (("dataset", ("root", "workers")), ("cost", ("cache",))):  # which change no figure
         compared[group] = {key: value for key, value in compared[group].items() if key not in elsewhere}
+    if pretrained.checksum is not None:  # what is in the file counts, not where it lies
+        compared["model"] = {**compared["model"], "checkpoint": pretrained.checksum}
     # Unresolved, for what stands behind ${oc.env:...} belongs in no file.
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
-    proxy = _build("proxy", config.proxy, Proxy)
-    return Job(config, settings, compared, device, splits, model, recipe, space, budget, proxy, tuning)
+    proxy = build("proxy", config.proxy, Proxy)
+    return Job(config, settings, compared, device, splits, model, recipe, pretrained, space, budget, proxy, tuning)
 
 
 def _open_study(job: Job) -> tuple[Study, BaseSampler]:
     """Make the study or continue it, with a sampler and a pruner that can serve it."""
     config = job.config
     # Seen to before the storage is made, so that a sampler that cannot serve leaves no trace.
-    pruner = _build("pruner", config.pruner, BasePruner)
+    pruner = build("pruner", config.pruner, BasePruner)
     rungs = config.pruning.steps(job.fine_tuning.steps)
-    check_sampler(_build_sampler(config, trials=0), pruner, rungs, job.space, job.budget, config.objective)
-    storage = _build("storage", config.storage, BaseStorage)
+    check_sampler(build_sampler(config, trials=0), pruner, rungs, job.space, job.budget, config.objective)
+    storage = build("storage", config.storage, BaseStorage)
     if config.task == "finalize" and config.study.name not in optuna.get_all_study_names(storage):
         raise UserError(f"there is no study '{config.study.name}' to finalize a trial of: run task=search first")
     study = open_study(config.study.name, storage, job.compared, config.objective, job.space.cost.model.unit)
     study.pruner = pruner
-    return study, _build_sampler(config, trials=len(study.trials))
-
-
-def _build(group: str, settings: Any, kind: type[Any] | tuple[type[Any], ...], **extra: Any) -> Any:
-    """Call the ``_target_`` of a group, and see that it gives what the group is for, the first of several kinds."""
-    if not isinstance(settings, Mapping) or "_target_" not in settings:
-        raise UserError(f"{group} has no _target_: give it the dotted name of the callable that builds it")
-    target = settings["_target_"]
-    unknown = {"_args_", "_partial_", "_recursive_"} & set(settings)
-    if unknown:
-        raise SettingError(f"{group}.{min(unknown)}", settings[min(unknown)], "is not supported: name every argument")
-    try:
-        built = hydra.utils.instantiate({"_convert_": "all", **settings}, **extra)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, SettingError):
-            raise cause.inside(group) from None
-        if isinstance(cause, UserError):
-            raise cause from None
-        if str(error).startswith("Error locating"):
-            advice = "cannot be imported: check the spelling, and that it is on the Python path"
-            raise SettingError(f"{group}._target_", target, advice) from None
-        reason = f"{type(cause).__name__}: {cause}" if cause else str(error)
-        raise UserError(f"{group}: {target} failed ({reason}): check its settings") from error
-    if not isinstance(built, kind):
-        first = kind[0] if isinstance(kind, tuple) else kind
-        returned = f"gives a {type(built).__name__}: it must give a {first.__name__}"
-        raise SettingError(f"{group}._target_", target, returned)
-    return built
-
-
-def _build_fine_tuning(settings: Mapping[str, Any]) -> FineTuning:
-    if "_target_" in settings:
-        return cast(FineTuning, _build("fine_tune", settings, FineTuning))
-    try:
-        return cast(FineTuning, freeze(Recipe, settings))
-    except SettingError as error:
-        raise error.inside("fine_tune") from None
-
-
-def _build_sampler(config: RunConfig, trials: int) -> BaseSampler:
-    seed = config.sampler.get("seed", config.seed)
-    # Another seed for every run and worker, or they would draw the same plans again.
-    sampler = _build("sampler", config.sampler, BaseSampler, seed=seed + 1000 * config.worker + trials)
-    if isinstance(sampler, GuidedSampler):  # which tells its draws apart by the numbers of trials
-        sampler = _build("sampler", config.sampler, GuidedSampler, seed=seed)
-    return cast(BaseSampler, sampler)
-
-
-def _build_data(config: RunConfig) -> Splits:
-    settings = {key: value for key, value in config.dataset.items() if key != "name"}
-    if (wanted := config.model.get("input_size")) is not None:
-        if "image_size" not in settings:
-            raise SettingError("model.input_size", wanted, "needs a data set with an image_size: leave it null")
-        return cast(Splits, _build("dataset", {**settings, "image_size": wanted}, Splits))
-    smallest, size = config.model.get("smallest_input"), settings.get("image_size")
-    if smallest and isinstance(size, int) and size < smallest:
-        log.info("dataset: images enlarged from %d to %d pixels for the model", size, smallest)
-        settings["image_size"] = smallest
-    return cast(Splits, _build("dataset", settings, Splits))
-
-
-def _build_model(config: RunConfig, splits: Splits) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the dense model, and say how to build it again without its weights."""
-    arguments = {key: value for key, value in config.model.items() if key not in NOT_OF_THE_BUILDER}
-    torch.manual_seed(config.seed)
-    model = _build("model", arguments, nn.Module, num_classes=splits.num_classes)
-    recipe = {**arguments, "num_classes": splits.num_classes}
-    if is_torchvision(recipe):
-        recipe["weights"] = None
-    return model, recipe
+    return study, build_sampler(config, trials=len(study.trials))

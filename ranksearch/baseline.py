@@ -81,7 +81,7 @@ def train_or_read(
     log.info("baseline: training the dense model for %d steps of %d images", recipe.steps, recipe.batch_size)
     train(
         model,
-        endless_batches(splits.train, recipe.batch_size, device, seed, splits.workers),
+        endless_batches(splits.train, recipe.batch_size, device, seed, splits.workers, splits.augment),
         recipe,
         on_step=on_step,
     )

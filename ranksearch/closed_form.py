@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ranksearch.calibrated import Calibrated
 from ranksearch.errors import PlanError
 from ranksearch.plan import SCHEMES, RankPlan
-from ranksearch.problem import Problem
 from ranksearch.space import Errors, SearchSpace
 
 SUBSETS = (SCHEMES, ("full", "vertical", "horizontal"), ("full", "pointwise"), ("full",))
@@ -103,17 +103,17 @@ def choose(
     return min(plans, key=harm)
 
 
-def closed_form(problem: Problem, budgets: Sequence[int]) -> list[RankPlan]:
+def closed_form(layers: Calibrated, budgets: Sequence[int]) -> list[RankPlan]:
     """The plans of some budgets, before any trial; each costs a few passes over the calibration images.
 
     Args:
-        problem: that is searched.
+        layers: of the network, with their space.
         budgets: for the whole network, none below the cheapest plan of the space.
     """
 
     def build(plan: RankPlan) -> nn.Module:
-        return problem.build(plan, COMPARED_ON)
+        return layers.build(plan, COMPARED_ON)
 
-    dense = predict(problem.model, problem.comparison)
-    proposals = (propose(problem.space, problem.harms, budget) for budget in budgets)
-    return [choose(plans, problem.errors, build, problem.comparison, dense) for plans in proposals]
+    dense = predict(layers.model, layers.comparison)
+    proposals = (propose(layers.space, layers.harms, budget) for budget in budgets)
+    return [choose(plans, layers.errors, build, layers.comparison, dense) for plans in proposals]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ranksearch.baseline import BaselineSettings
+from ranksearch.constraint import Constraint
 from ranksearch.errors import SettingError
 from ranksearch.export import FORMATS
 from ranksearch.finalize import FinalizeSettings
@@ -14,7 +15,7 @@ from ranksearch.picking import PickSettings
 from ranksearch.problem import CalibrationSettings
 from ranksearch.pruning import PruningSettings
 from ranksearch.rules import SpaceSettings
-from ranksearch.search import Constraint, StudySettings
+from ranksearch.search import StudySettings
 from ranksearch.study import OBJECTIVES
 
 TASKS = ("search", "finalize", "profile", "export")

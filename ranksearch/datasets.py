@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset, TensorDataset
 
 from ranksearch.errors import UserError
 
 Examples = Dataset[tuple[Any, Any]]
 Batch = tuple[Tensor, Tensor]
+# Changes a batch of images `[B, C, H, W]` at random, by draws from the generator, which is on the CPU.
+Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 # A split up to this size is held on the device whose memory it takes.
 HELD_BYTES = 2**30
@@ -29,6 +31,7 @@ class Splits:
         test: to report on, and for nothing else.
         num_classes: labels are 0 to ``num_classes - 1``.
         workers: processes that prepare batches; 0 prepares them in this one.
+        augment: what becomes of the images of a batch before the network is trained on them; None leaves them.
     """
 
     train: Examples
@@ -36,6 +39,7 @@ class Splits:
     test: Examples
     num_classes: int
     workers: int = 0
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
@@ -76,7 +80,7 @@ def batches(
     count = length(examples)
     if limit is not None and limit < count:
         examples = Subset(examples, [index * count // limit for index in range(limit)])
-    yield from _loaded(_loader(examples, batch_size=size, num_workers=workers), device)
+    yield from _loaded(_loader(examples, range(length(examples)), size, device, workers), device)
 
 
 def draw(examples: Examples, count: int, device: torch.device, seed: int, workers: int = 0) -> Tensor:
@@ -88,17 +92,24 @@ def draw(examples: Examples, count: int, device: torch.device, seed: int, worker
 
 
 def endless_batches(
-    examples: Examples, size: int, device: torch.device, seed: int, workers: int = 0
+    examples: Examples,
+    size: int,
+    device: torch.device,
+    seed: int,
+    workers: int = 0,
+    augment: Augment | None = None,
 ) -> Iterator[Batch]:
-    """Go through a split again and again, shuffled by the seed; the same seed gives the same batches.
+    """Go through a split again and again, shuffled by the seed.
 
-    A last batch that is not full is left out, unless it is the only one.
+    The same seed gives the same batches, random crops and all, with however many workers. A last batch that is not
+    full is left out, unless it is the only one.
     """
-    full = length(examples) >= size
-    generator = torch.Generator().manual_seed(seed)
-    loader = _loader(examples, batch_size=size, shuffle=True, drop_last=full, num_workers=workers, generator=generator)
+    generator, draws = (torch.Generator().manual_seed(seed) for _ in range(2))
+    order = RandomSampler(cast(Sized, examples), generator=generator)
+    loader = _loader(examples, order, size, device, workers, generator, drop_last=length(examples) >= size)
     while True:
-        yield from _loaded(loader, device)
+        for images, labels in _loaded(loader, device):
+            yield (images if augment is None else augment(images, draws)), labels
 
 
 def _loaded(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -109,18 +120,58 @@ def _loaded(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         yield images, labels.to(device, non_blocking=True)
 
 
-def _loader(examples: Examples, **how: Any) -> Iterable[Batch]:
+def _loader(
+    examples: Examples,
+    order: Iterable[int],
+    size: int,
+    device: torch.device,
+    workers: int,
+    generator: torch.Generator | None = None,
+    drop_last: bool = False,
+) -> Iterable[Batch]:
     """A data loader; of tensors that are held as a whole, it gives the same batches by indexing, in one step each."""
+    how: dict[str, Any] = {"batch_size": size, "generator": generator, "drop_last": drop_last}
     held = held_tensors(examples)
     if held is None:
-        return DataLoader(examples, **how)
+        pinned = device.type == "cuda"
+        seeded = _Seeded(examples), _Seeds(order, generator)
+        return DataLoader(seeded[0], sampler=seeded[1], num_workers=workers, pin_memory=pinned, **how)
     images, labels, rows = held
 
     def take(chosen: list[int]) -> Batch:
         index = torch.tensor(chosen, device=images.device)
         return images[index], labels[index]
 
-    return DataLoader(rows, collate_fn=take, **{**how, "num_workers": 0})  # type: ignore[arg-type]  # a list is a data set
+    return DataLoader(rows, sampler=order, collate_fn=take, **how)  # type: ignore[arg-type]  # a list is a data set
+
+
+class _Seeds(Sampler[tuple[int, int]]):
+    """An order of indices, each with a seed: of a generator's first number, or the index itself."""
+
+    def __init__(self, order: Iterable[int], generator: torch.Generator | None) -> None:
+        self.order = order
+        self.first = None if generator is None else generator.initial_seed()
+        self.draws = torch.Generator().manual_seed(self.first or 0)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for index in self.order:
+            yield index, index if self.first is None else int(torch.randint(2**31, (), generator=self.draws))
+
+    def __len__(self) -> int:
+        return len(cast(Sequence[int], self.order))
+
+
+class _Seeded(Dataset[tuple[Any, Any]]):
+    """Examples that draw what they draw, such as crops, by seeds that come with their indices, in any process."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Any, Any]:
+        index, seed = item
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # the CPU's alone
+            return self.examples[index]
 
 
 def held_tensors(examples: Examples) -> tuple[Tensor, Tensor, list[int]] | None:

@@ -12,13 +12,13 @@ from ranksearch.errors import SettingError
 
 
 def choose_device(name: str) -> torch.device:
-    """Read a device's name; ``auto`` is the first GPU, or else the CPU.
+    """Read a device's name; ``auto`` is the first GPU, or else Apple's, or else the CPU.
 
     Raises:
         SettingError: there is no such device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

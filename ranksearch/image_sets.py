@@ -1,13 +1,13 @@
-"""Data sets that `conf/dataset` points at, each as three disjoint splits. The only home of torchvision's data."""
+"""Small data sets that `conf/dataset` points at: held as tensors, each as three disjoint splits."""
 
 from __future__ import annotations
 
 import gzip
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,15 +15,21 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import TensorDataset
 from torchvision import datasets as torchvision_datasets
-from torchvision.transforms import v2
 
 from ranksearch.datasets import Examples, Splits
-from ranksearch.errors import UserError
+from ranksearch.errors import SettingError, UserError
 
 
-def digits(image_size: int, validation_share: float, test_share: float, split_seed: int) -> Splits:
+def digits(
+    image_size: int,
+    validation_share: float,
+    test_share: float,
+    split_seed: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Splits:
     """scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels, in 10 classes; nothing is downloaded.
 
     Args:
@@ -31,6 +37,8 @@ def digits(image_size: int, validation_share: float, test_share: float, split_se
         validation_share: share of all images, 0 to 1.
         test_share: share of all images, 0 to 1.
         split_seed: of the stratified split.
+        mean: taken from each of the three channels, on a scale of 0 to 1; None for the training split's own.
+        std: that each is divided by; None for the training split's own.
 
     Raises:
         UserError: the shares leave nothing to train on, or the size is below 8.
@@ -49,14 +57,10 @@ def digits(image_size: int, validation_share: float, test_share: float, split_se
     rest, test = train_test_split(
         np.arange(len(labels)), test_size=test_share, stratify=labels.numpy(), random_state=split_seed
     )
-    train, validation = _split(rest, labels.numpy()[rest], validation_share / (1 - test_share), split_seed)
-    mean, deviation = images[train].mean(), images[train].std()
-    images = ((images - mean) / deviation).expand(-1, 3, -1, -1).contiguous()
-
-    def part(index: np.ndarray) -> Examples:
-        return cast(Examples, TensorDataset(images[index], labels[index]))
-
-    return Splits(part(train), part(validation), part(test), num_classes=10)
+    train, validation = stratified(rest, labels.numpy()[rest], validation_share / (1 - test_share), split_seed)
+    [images] = _normalized(images, train, mean, std)
+    parts = [_held(images[index], labels[index]) for index in (train, validation, test)]
+    return Splits(parts[0], parts[1], parts[2], num_classes=10)
 
 
 # Where Debian's package dataset-fashion-mnist lays its files.
@@ -64,7 +68,13 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 def fashion_mnist(
-    root: str, image_size: int, validation_share: float, split_seed: int, eval_images: int | None
+    root: str,
+    image_size: int,
+    validation_share: float,
+    split_seed: int,
+    eval_images: int | None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Splits:
     """Fashion-MNIST: 70,000 grey images of 28x28 pixels, in 10 classes (Xiao et al., 2017).
 
@@ -76,6 +86,8 @@ def fashion_mnist(
         validation_share: share of the training set, 0 to 1.
         split_seed: of the stratified split.
         eval_images: validation images at the most; None for all.
+        mean: taken from each of the three channels, on a scale of 0 to 1; None for the training split's own.
+        std: that each is divided by; None for the training split's own.
 
     Raises:
         UserError: the files are not there and cannot be downloaded, or the share leaves a split empty.
@@ -96,22 +108,117 @@ def fashion_mnist(
             f"dataset.root={root} lacks Fashion-MNIST, and it cannot be downloaded ({str(error).splitlines()[0]}): "
             f"put {', '.join(f'{file}.gz' for file in files)} into {raw}"
         ) from None
-    index, validation = _split(np.arange(len(train)), train.targets.numpy(), validation_share, split_seed)
-    if eval_images is not None:
-        validation = validation[:eval_images]
+    index, validation = stratified(
+        np.arange(len(train)), train.targets.numpy(), validation_share, split_seed, eval_images
+    )
     scaled = [_scaled(part.data[:, None].float() / 255, image_size) for part in (train, test)]
-    mean, deviation = scaled[0][index].mean(), scaled[0][index].std()
-    images, held_out = (((part - mean) / deviation).expand(-1, 3, -1, -1) for part in scaled)
-
-    def part(images: Tensor, labels: Tensor) -> Examples:
-        return cast(Examples, TensorDataset(images, labels))
-
+    images, held_out = _normalized(scaled[0], index, mean, std, held_out=scaled[1])
     return Splits(
-        part(images[index], train.targets[index]),
-        part(images[validation], train.targets[validation]),
-        part(held_out, test.targets),
+        _held(images[index], train.targets[index]),
+        _held(images[validation], train.targets[validation]),
+        _held(held_out, test.targets),
         num_classes=len(train.classes),
     )
+
+
+def cifar(
+    classes: int,
+    root: str,
+    image_size: int,
+    validation_share: float,
+    split_seed: int,
+    eval_images: int | None,
+    augment: bool,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Splits:
+    """CIFAR-10 or CIFAR-100: 60,000 colour images of 32x32 pixels (Krizhevsky, 2009).
+
+    The files are taken from ``root``, else they are downloaded; either way they are checked.
+
+    Args:
+        classes: 10 or 100.
+        root: folder that holds ``cifar-10-batches-py`` or ``cifar-100-python``, or will.
+        image_size: height and width that the images are scaled to.
+        validation_share: share of the training set, 0 to 1.
+        split_seed: of the stratified split.
+        eval_images: validation images at the most; None for all.
+        augment: whether training sees images shifted and mirrored at random; see `shift_and_mirror`.
+        mean: taken from each channel, on a scale of 0 to 1; None for the training split's own.
+        std: that each is divided by; None for the training split's own.
+
+    Raises:
+        UserError: the files are not there and cannot be downloaded, or the share leaves a split empty.
+    """
+    kinds = {10: torchvision_datasets.CIFAR10, 100: torchvision_datasets.CIFAR100}
+    if classes not in kinds:
+        raise SettingError("dataset.classes", classes, "is unknown: use 10 or 100")
+    kind = kinds[classes]
+    try:
+        train, test = (kind(root, train, download=True) for train in (True, False))
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"dataset.root={root} lacks CIFAR-{classes}, and it cannot be downloaded ({str(error).splitlines()[0]}): "
+            f"put {kind.filename} into it, or what that holds into {Path(root) / kind.base_folder}"
+        ) from None
+    labels = [torch.tensor(part.targets) for part in (train, test)]
+    index, validation = stratified(np.arange(len(train)), labels[0].numpy(), validation_share, split_seed, eval_images)
+    scaled = [
+        _scaled(torch.from_numpy(part.data).permute(0, 3, 1, 2).float().div_(255), image_size) for part in (train, test)
+    ]
+    images, held_out = _normalized(scaled[0], index, mean, std, held_out=scaled[1])
+    return Splits(
+        _held(images[index], labels[0][index]),
+        _held(images[validation], labels[0][validation]),
+        _held(held_out, labels[1]),
+        num_classes=classes,
+        augment=shift_and_mirror if augment else None,
+    )
+
+
+def shift_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift every image by up to an eighth of its size, zeros coming in, and mirror half of them.
+
+    For images of 32 pixels these are the four of He et al. (2015), section 4.2.
+
+    Args:
+        images: `[B, C, H, W]`.
+        generator: of the draws, on the CPU.
+    """
+    count, _, height, width = images.shape
+    margin = (height // 8, width // 8)
+    rows, columns = (
+        torch.randint(2 * most + 1, (count, 1), generator=generator) + torch.arange(size)
+        for most, size in zip(margin, (height, width), strict=True)
+    )
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = F.pad(images, (margin[1], margin[1], margin[0], margin[0]))
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    example = torch.arange(count, device=images.device)[:, None, None]
+    moved = padded[example, :, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
+    return moved.permute(0, 3, 1, 2)
+
+
+def _held(images: Tensor, labels: Tensor) -> Examples:
+    return cast(Examples, TensorDataset(images, labels))
+
+
+def _normalized(
+    images: Tensor,
+    train: np.ndarray,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    held_out: Tensor | None = None,
+) -> list[Tensor]:
+    """Bring images to three channels of a mean and a spread, by default such that those to train on have 0 and 1."""
+    channels = images[train].transpose(0, 1).flatten(1)
+    center = channels.mean(1) if mean is None else torch.tensor(mean)
+    spread = channels.std(1) if std is None else torch.tensor(std)
+    return [
+        ((part - center[:, None, None]) / spread[:, None, None]).expand(-1, 3, -1, -1)
+        for part in ((images,) if held_out is None else (images, held_out))
+    ]
 
 
 def _scaled(images: Tensor, size: int) -> Tensor:
@@ -120,75 +227,31 @@ def _scaled(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def _split(
-    index: np.ndarray, labels: np.ndarray, validation_share: float, split_seed: int
+def stratified(
+    index: np.ndarray, labels: np.ndarray, validation_share: float, split_seed: int, eval_images: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Take a stratified share of a training set away for validation."""
+    """Take a stratified share of a training set away for validation.
+
+    Args:
+        index: of the training set.
+        labels: of its examples.
+        validation_share: share of them, 0 to 1.
+        split_seed: of the draw.
+        eval_images: of the validation split, at the most; None for all.
+
+    Returns:
+        Indices of the training split and of the validation split.
+
+    Raises:
+        UserError: the share leaves a split without some class.
+    """
     try:
         train, validation = train_test_split(
             index, test_size=validation_share, stratify=labels, random_state=split_seed
         )
     except ValueError as error:
         raise UserError(f"dataset.validation_share={validation_share} cannot be split off ({error})") from None
-    return train, validation
-
-
-def imagenet(
-    root: str,
-    image_size: int,
-    validation_share: float,
-    split_seed: int,
-    workers: int,
-    eval_images: int | None,
-) -> Splits:
-    """ImageNet's folders, or any others laid out alike: ``train/<class>/*`` and ``val/<class>/*``.
-
-    The official validation set is the test split; the validation split is taken from the training set.
-
-    Args:
-        root: the folder that holds ``train`` and ``val``.
-        image_size: height and width of the crops.
-        validation_share: share of the training set, 0 to 1.
-        split_seed: of the stratified split.
-        workers: processes that prepare batches.
-        eval_images: validation images at the most; None for all.
-
-    Raises:
-        UserError: a folder is missing or holds no images.
-    """
-    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, deviation)]
-    augmented = v2.Compose([v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), *to_tensor])
-    centred = v2.Compose([v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size), *to_tensor])
-    augmented_train = _image_folder(root, "train", augmented)
-    plain_train = _image_folder(root, "train", centred)
-    test = _image_folder(root, "val", centred)
-    if test.classes != plain_train.classes:
-        raise UserError(f"dataset.root={root}: train and val hold different class folders: make them the same")
-    targets = np.asarray(plain_train.targets)
-    train, validation = _split(np.arange(len(plain_train)), targets, validation_share, split_seed)
-    if eval_images is not None:
-        validation = validation[:eval_images]
-    return Splits(
-        Subset(augmented_train, train.tolist()),
-        Subset(plain_train, validation.tolist()),
-        test,
-        num_classes=len(plain_train.classes),
-        workers=workers,
-    )
-
-
-def _image_folder(root: str, split: str, transform: Callable[[Any], Any]) -> torchvision_datasets.ImageFolder:
-    folder = Path(root) / split
-    if not folder.is_dir():
-        raise UserError(
-            f"dataset.root={root} lacks the folder '{split}': expected {folder}/<class>/<image>.JPEG; "
-            "point dataset.root at the data set"
-        )
-    try:
-        return torchvision_datasets.ImageFolder(folder, transform)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no images ({error}): expected {folder}/<class>/<image>.JPEG") from None
+    return train, validation[:eval_images]
 
 
 def fake(image_size: int, num_classes: int, images: int, seed: int) -> Splits:
@@ -211,5 +274,5 @@ def fake(image_size: int, num_classes: int, images: int, seed: int) -> Splits:
     found = _scaled(patterns, image_size)[labels]
     found += torch.randn(found.shape, generator=generator)
     ends = (0, images // 2, images - images // 4, images)
-    parts = [cast(Examples, TensorDataset(found[low:high], labels[low:high])) for low, high in pairwise(ends)]
+    parts = [_held(found[low:high], labels[low:high]) for low, high in pairwise(ends)]
     return Splits(parts[0], parts[1], parts[2], num_classes)

@@ -21,7 +21,6 @@ from ranksearch.export import export
 from ranksearch.finalize import Finalized, finalize
 from ranksearch.fine_tuning import FineTuning
 from ranksearch.loading import is_trusted, load, read_plan_file
-from ranksearch.models import is_torchvision, weights_fit
 from ranksearch.picking import pick
 from ranksearch.problem import Problem, calibrate
 from ranksearch.profile import READING, describe_choices, display_front, display_layers, profile_problem, write_profile
@@ -35,8 +34,23 @@ from ranksearch.training import Recipe, settle_autocast
 
 log = logging.getLogger(__name__)
 
-# Keys of a model that say what to call it and what images it gets.
-NOT_OF_THE_BUILDER = ("name", "smallest_input", "input_size")
+# Keys of a model that say what to call it, what images it gets, and what becomes of it once it is built.
+NOT_OF_THE_BUILDER = ("name", "smallest_input", "input_size", "checkpoint", "num_classes", "rules")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights that the dense network came with, before any training.
+
+    Attributes:
+        source: their published name, or their file; None where there are none that ranksearch knows of.
+        fit: whether they were made for the data set's classes; otherwise the last layer is new.
+        checksum: of the file.
+    """
+
+    source: str | None = None
+    fit: bool = False
+    checksum: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,7 @@ class Job:
         splits: the data.
         model: the dense network, on ``device``, not yet trained unless its builder did.
         recipe: how to build it again without its weights: ``_target_`` and its arguments.
+        pretrained: the weights that it came with.
         space: what a trial may choose.
         budget: the highest cost of a feasible plan.
         proxy: what errors are feared to do.
@@ -64,6 +79,7 @@ class Job:
     splits: Splits
     model: nn.Module
     recipe: dict[str, Any]
+    pretrained: Pretrained
     space: SearchSpace
     budget: int
     proxy: Proxy
@@ -211,7 +227,8 @@ def _settled(job: Job) -> FineTuning:
     tuning = job.fine_tuning
     if not isinstance(tuning, Recipe) or not tuning.steps:
         return tuning
-    some = endless_batches(job.splits.train, tuning.batch_size, job.device, job.config.seed, job.splits.workers)
+    splits = job.splits
+    some = endless_batches(splits.train, tuning.batch_size, job.device, job.config.seed, splits.workers, splits.augment)
     return settle_autocast(tuning, job.model, some, job.device)
 
 
@@ -244,11 +261,7 @@ def _train_baseline(job: Job) -> None:
     """Give the dense model the weights that everything is compared with."""
     config, settings = job.config, job.config.baseline
     name = f"{config.model['name']} on {config.dataset['name']}"
-    weights = config.model.get("weights")
-    if not is_torchvision(config.model):
-        weights, fit = None, False
-    else:
-        fit = weights is not None and weights_fit(config.model["architecture"], weights, job.splits.num_classes)
+    weights, fit = job.pretrained.source, job.pretrained.fit
     if settings.train == "never" or (settings.train == "auto" and fit):
         log.info("baseline: the weights that the model comes with (%s)", weights or "from its builder")
         return
@@ -262,7 +275,11 @@ def _train_baseline(job: Job) -> None:
         log.info(
             "baseline: %s has other classes, so the last layer is new and %s is trained on from there", weights, name
         )
-    made_from = {"model": dict(config.model), "dataset": job.compared["dataset"], "shape": list(job.splits.input_shape)}
+    made_from = {
+        "model": job.compared["model"],
+        "dataset": job.compared["dataset"],
+        "shape": list(job.splits.input_shape),
+    }
     cache = Path(config.outputs) / "cache"
     with progress("baseline", settings.steps) as shown:
         train_or_read(job.model, job.splits, settings, made_from, cache, config.seed, job.device, shown.step)

@@ -1,4 +1,4 @@
-"""Network builders that `conf/model` points at. The only home of torchvision's models."""
+"""Network builders that `conf/model` points at."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import WeightsEnum, get_model, get_model_weights, list_models
+from torchvision.models import get_model, list_models
 
 from ranksearch.errors import UserError
+from ranksearch.pretrained import (
+    Published,
+    find_timm_weights,
+    find_weights,
+    import_timm,
+    timm_published,
+    torchvision_published,
+)
 
 
 class _BasicBlock(nn.Module):
@@ -85,7 +93,7 @@ def torchvision_classifier(architecture: str, num_classes: int, weights: str | N
 
     Args:
         architecture: torchvision's name of it.
-        num_classes: outputs; where the weights have another number, the last linear layer is made anew.
+        num_classes: outputs; where the weights have another number, the last layer is made anew.
         weights: torchvision's name of the weights, or None for random ones.
 
     Raises:
@@ -95,15 +103,16 @@ def torchvision_classifier(architecture: str, num_classes: int, weights: str | N
     if architecture not in known:
         close = ", ".join(get_close_matches(architecture, known, n=3)) or "see torchvision.models.list_models()"
         raise UserError(f"torchvision has no model '{architecture}': use {close}")
+    # These two otherwise answer with several outputs while they train.
+    extra: dict[str, Any] = {"aux_logits": False} if architecture in ("googlenet", "inception_v3") else {}
     if weights is None:
-        # These two otherwise answer with several outputs while they train.
-        extra = {"aux_logits": False, "init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
+        extra |= {"init_weights": True} if extra else {}
         network = get_model(architecture, weights=None, num_classes=num_classes, **extra)
         assert isinstance(network, nn.Module)
         return network
     choice = find_weights(architecture, weights)
     try:
-        network = get_model(architecture, weights=choice)
+        network = get_model(architecture, weights=choice, **extra)
     except (URLError, OSError, RuntimeError) as error:
         file = Path(torch.hub.get_dir()) / "checkpoints" / choice.url.rsplit("/", 1)[-1]
         raise UserError(
@@ -111,37 +120,74 @@ def torchvision_classifier(architecture: str, num_classes: int, weights: str | N
         ) from None
     assert isinstance(network, nn.Module)
     if num_classes != len(choice.meta["categories"]):
-        _replace_head(network, num_classes)
+        _replace_head(network, len(choice.meta["categories"]), num_classes)
     return network
 
 
-def find_weights(architecture: str, weights: str) -> WeightsEnum:
-    """Look up torchvision's weights by name.
+def _replace_head(network: nn.Module, old: int, new: int) -> None:
+    """Make the last layer anew that gives an output for every class: a linear one, or in SqueezeNets a convolution."""
+    heads = [
+        (name, layer)
+        for name, layer in network.named_modules()
+        if (isinstance(layer, nn.Linear) and layer.out_features == old)
+        or (isinstance(layer, nn.Conv2d) and layer.out_channels == old)
+    ]
+    name, head = heads[-1]
+    parent, _, child = name.rpartition(".")
+    if isinstance(head, nn.Linear):
+        fresh: nn.Module = nn.Linear(head.in_features, new)
+    else:
+        fresh = nn.Conv2d(head.in_channels, new, head.kernel_size)  # type: ignore[arg-type]  # two numbers
+    setattr(network.get_submodule(parent), child, fresh)
+
+
+def timm_classifier(architecture: str, num_classes: int, weights: str | None = None) -> nn.Module:
+    """Build a classification network of timm (`pip install ranksearch[timm]`).
+
+    Args:
+        architecture: timm's name of it, without a tag.
+        num_classes: outputs; where the weights have another number, timm makes the last layer anew.
+        weights: the tag of the weights, such as ``a1_in1k``; ``"DEFAULT"`` for those that timm prefers; or None for
+            random ones.
 
     Raises:
-        UserError: the architecture has no weights of this name.
+        UserError: timm is not installed, a name is unknown, or the weights cannot be downloaded.
     """
-    known = get_model_weights(architecture)
-    if weights == "DEFAULT" or weights in known.__members__:
-        choice = known[weights] if weights in known.__members__ else known.DEFAULT
-        assert isinstance(choice, WeightsEnum)
-        return choice
-    names = ", ".join(known.__members__) or "none are published"
-    raise UserError(f"model.weights={weights} is unknown for {architecture}: use one of {names}")
+    timm = import_timm()
+    known = timm.list_models()
+    if architecture not in known:
+        close = ", ".join(get_close_matches(architecture, known, n=3)) or "see timm.list_models()"
+        raise UserError(f"timm has no model '{architecture}': use {close}")
+    name = architecture if weights is None else find_timm_weights(architecture, weights)
+    try:
+        network = timm.create_model(name, pretrained=weights is not None, num_classes=num_classes)
+    except (OSError, RuntimeError) as error:  # huggingface_hub's errors are kinds of OSError
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"model.weights={weights} cannot be downloaded ({reason}): connect to the network, or give the file to "
+            "model.checkpoint"
+        ) from None
+    assert isinstance(network, nn.Module)
+    return network
 
 
-def _replace_head(network: nn.Module, num_classes: int) -> None:
-    name, head = [item for item in network.named_modules() if isinstance(item[1], nn.Linear)][-1]
-    parent, _, child = name.rpartition(".")
-    assert isinstance(head, nn.Linear)
-    setattr(network.get_submodule(parent), child, nn.Linear(head.in_features, num_classes))
+def published(recipe: Mapping[str, Any]) -> Published | None:
+    """What the published weights of a recipe were made for; None where it asks for none, or builds some other model.
+
+    Args:
+        recipe: ``_target_`` and its arguments.
+
+    Raises:
+        UserError: there are no such weights.
+    """
+    if recipe.get("weights") is None or not is_published(recipe):
+        return None
+    ours = {torchvision_classifier.__name__: torchvision_published, timm_classifier.__name__: timm_published}
+    look_up = ours[str(recipe["_target_"]).rpartition(".")[2]]
+    return look_up(recipe["architecture"], recipe["weights"])
 
 
-def weights_fit(architecture: str, weights: str, num_classes: int) -> bool:
-    """Whether torchvision's weights were made for this number of classes."""
-    return len(find_weights(architecture, weights).meta["categories"]) == num_classes
-
-
-def is_torchvision(recipe: Mapping[str, Any]) -> bool:
-    """Whether a model's recipe is one of `torchvision_classifier`."""
-    return bool(recipe["_target_"] == f"{__name__}.{torchvision_classifier.__name__}")
+def is_published(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe builds a network of torchvision's or timm's, whose ``weights`` name published ones."""
+    builders = (torchvision_classifier, timm_classifier)
+    return recipe.get("_target_") in [f"{__name__}.{builder.__name__}" for builder in builders]

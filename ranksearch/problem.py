@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ranksearch.calibrated import Calibrated, take_apart
 from ranksearch.cost import CostModel, MacsCost, MeasuredCost, NetworkCost, count_params
 from ranksearch.datasets import Batch, Splits, batches, draw, length
 from ranksearch.errors import SettingError, UserError
-from ranksearch.factorize import (
-    Decomposition,
-    affordable_images,
-    collect_sensitivities,
-    collect_statistics,
-    decompose_schemes,
-    factorize_model,
-    factorize_sequentially,
-    profile_layers,
-    recalibrate_batchnorm,
-)
+from ranksearch.factorize import collect_sensitivities, profile_layers
 from ranksearch.fine_tuning import FineTuning
-from ranksearch.plan import RankPlan
 from ranksearch.rules import SpaceSettings, build_space
-from ranksearch.space import Errors, SearchSpace
+from ranksearch.space import SearchSpace
 from ranksearch.training import Evaluation, evaluate
 
 log = logging.getLogger(__name__)
@@ -65,22 +54,12 @@ class CalibrationSettings:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(Calibrated):
     """Everything that stays the same from trial to trial.
 
     Attributes:
-        model: the dense model, in eval mode.
         splits: the data.
-        space: what a trial may choose.
         macs: multiply-accumulates of any plan, whatever the space's cost counts.
-        decompositions: layer name -> scheme -> decomposition, of every layer in the space.
-        errors: layer name -> scheme -> the error that is expected at rank 0, 1, ...
-        harms: the same, weighed by what an error is feared to do to the network; see `proxies`.
-        calibration: inputs to recalibrate with, each `[B, C, H, W]`.
-        comparison: inputs to compare closed-form plans on, which no decomposition has seen.
-        sequential: inputs to solve a plan's layers on one after another, `[B, C, H, W]`; None where each is solved by
-            itself.
-        sensitivities: layer name -> what errors are weighed by; see `collect_sensitivities`.
         baseline: the dense model on the validation split.
         params: of the dense model.
         budget: the highest cost that the constraint allows.
@@ -89,38 +68,14 @@ class Problem:
         device: where everything runs.
     """
 
-    model: nn.Module
     splits: Splits
-    space: SearchSpace
     macs: NetworkCost
-    decompositions: Mapping[str, Mapping[str, Decomposition]]
-    errors: Errors
-    harms: Errors
-    calibration: tuple[Tensor, ...]
-    comparison: tuple[Tensor, ...]
-    sequential: Tensor | None
-    sensitivities: Mapping[str, Tensor]
     baseline: Evaluation
     params: int
     budget: int
     recipe: FineTuning
     seed: int
     device: torch.device
-
-    def build(self, plan: RankPlan, images: int | None = None) -> nn.Module:
-        """A plan's network before any fine-tuning, BatchNorm recalibrated, in eval mode.
-
-        Args:
-            plan: layers, their schemes and their latent sizes.
-            images: that layers are solved on one after another; None for all there are.
-        """
-        if self.sequential is None:
-            network = factorize_model(self.model, plan, self.decompositions)
-        else:
-            inputs = self.sequential[:images]
-            network = factorize_sequentially(self.model, plan, self.decompositions, inputs, self.sensitivities)
-        recalibrate_batchnorm(network, self.calibration)
-        return network
 
     def speedup(self, cost: int) -> float:
         """Dense cost over a cost, both in the space's unit."""
@@ -203,7 +158,6 @@ def calibrate(
         seed: of the trials' batches.
         device: where everything runs.
     """
-    start = time.perf_counter()
     torch.manual_seed(seed)  # of random augmentation
     unseen = min(settings.comparison_images, length(splits.train) // 4)
     drawn = draw(splits.train, settings.images + unseen, device, seed, splits.workers)
@@ -211,36 +165,12 @@ def calibrate(
     if len(images) > 1 and len(images[-1]) < settings.batch_size:
         images = images[:-1]  # BatchNorm would weigh a few images like a full batch, and cannot use a single one
     names = [layer.spec.name for layer in space.layers]
-    statistics = collect_statistics(model, images, names, space.schemes)
     sensitivities = collect_sensitivities(model, images, names, seed) if settings.loss_aware else {}
-    decompositions, errors = {}, {}
-    for choices in space.layers:
-        name = choices.spec.name
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        by_scheme = decompose_schemes(layer, statistics[name], sensitivities.get(name), choices.schemes)
-        decompositions[name] = by_scheme
-        errors[name] = {scheme: decomposition.expected_errors() for scheme, decomposition in by_scheme.items()}
-    log.info(
-        "calibration: %d layers, %d ways to factorize them, from %d images in %.1f s",
-        len(names),
-        sum(map(len, decompositions.values())),
-        sum(map(len, images)),
-        time.perf_counter() - start,
-    )
-    in_turn = min(settings.sequential_images, affordable_images(model, drawn[:1]))
+    layers = take_apart(model, space, images, comparison, settings.sequential_images, sensitivities)
     problem = Problem(
-        model=model,
+        **vars(layers),
         splits=splits,
-        space=space,
         macs=_in_macs(model, space, splits.input_shape),
-        decompositions=decompositions,
-        errors=errors,
-        harms=errors,
-        calibration=images,
-        comparison=comparison,
-        sequential=drawn[unseen:][:in_turn] if in_turn > 1 else None,
-        sensitivities=sensitivities,
         baseline=evaluate(model, batches(splits.validation, EVALUATION_BATCH, device, splits.workers)),
         params=count_params(model),
         budget=budget,

@@ -32,7 +32,6 @@ from ranksearch.records import (
     standings,
 )
 from ranksearch.sampler import FeasibleSampler, distributions, suggest
-from ranksearch.space import SearchSpace
 from ranksearch.trial import evaluate_plan
 
 NO_PRUNING = PruningSettings(rungs=[])
@@ -63,38 +62,6 @@ class StudySettings:
             raise SettingError("n_trials", self.n_trials, "leaves nothing to do: use 1 or more")
         if self.closed_form_trials < 0:
             raise SettingError("closed_form_trials", self.closed_form_trials, "is negative: use 0 or more")
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """What every plan must reach.
-
-    Attributes:
-        speedup: dense cost over the plan's cost, at least.
-    """
-
-    speedup: float = 1.5
-
-    def __post_init__(self) -> None:
-        if not self.speedup >= 1:
-            raise SettingError("speedup", self.speedup, "is below 1, the dense network's: use 1 or more")
-
-    def budget(self, space: SearchSpace) -> int:
-        """The highest cost of a feasible plan.
-
-        Raises:
-            UserError: no plan of the space is that cheap.
-        """
-        highest = space.highest_speedup
-        budget = int(space.cost.dense / self.speedup)
-        if space.cost.of(space.cheapest) > budget:
-            raise SettingError(
-                "speedup",
-                f"{self.speedup:g}",
-                f"exceeds {int(highest * 100) / 100:g}, the highest that the space reaches: lower it, or let space "
-                "rules free more layers or smaller latent sizes",
-            )
-        return budget
 
 
 def closed_form_budgets(problem: Problem, count: int) -> list[int]:

@@ -50,7 +50,7 @@ def open_study(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(metrics)
-    elif changed := sorted(_differences(known, json.loads(json.dumps(settings)))):  # a key that is new and null is none
+    elif changed := sorted(_differences(known, json.loads(json.dumps(settings)))):
         raise UserError(
             f"study '{name}' was made with other settings ({', '.join(changed[:3])}): "
             "give this search a study.name of its own, or take the change back"
@@ -59,12 +59,14 @@ def open_study(
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """What changed, a line each; a key that is new and null, or an empty list, is no change."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [
             line
             for key in {**old, **new}
             for line in _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
         ]
+    old, new = (None if value == [] else value for value in (old, new))
     return [] if old == new else [f"{prefix}: {old} before, {new} now"]
 
 

@@ -119,8 +119,9 @@ def evaluate_plan(
 
         with watch.stage("fine_tune"):
             torch.manual_seed(problem.seed)
+            splits = problem.splits
             data = endless_batches(
-                problem.splits.train, recipe.batch_size, problem.device, problem.seed, problem.splits.workers
+                splits.train, recipe.batch_size, problem.device, problem.seed, splits.workers, splits.augment
             )
             recipe.fine_tune(network, data, teacher=problem.model, on_step=look, checkpoint=checkpoint)
         with watch.stage("evaluate"):

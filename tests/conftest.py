@@ -16,13 +16,13 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+from ranksearch.constraint import Constraint
 from ranksearch.cost import MacsCost
 from ranksearch.datasets import Splits, endless_batches
 from ranksearch.image_sets import digits
 from ranksearch.models import cifar_resnet
 from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
 from ranksearch.rules import SpaceSettings
-from ranksearch.search import Constraint
 from ranksearch.training import Recipe, train
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=40)

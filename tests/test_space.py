@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
+from ranksearch.constraint import Constraint
 from ranksearch.cost import MacsCost, NetworkCost
 from ranksearch.errors import UserError
 from ranksearch.factorize import LayerProfile
 from ranksearch.plan import SCHEMES, LayerChoice, LayerSpec
 from ranksearch.rules import Rule, SpaceSettings, build_space
 from ranksearch.sampler import distributions
-from ranksearch.search import Constraint
 from ranksearch.space import SearchSpace, Value
 
 SPECS = (

@@ -1,0 +1,113 @@
+"""Data sets of image files in folders, one folder a class, read as they are needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Subset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import InterpolationMode, v2
+
+from ranksearch.datasets import Splits
+from ranksearch.errors import SettingError, UserError
+from ranksearch.image_sets import stratified
+
+# What ImageNet's images have, on a scale of 0 to 1, and what networks for them are trained with unless they say so.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def image_folder(
+    root: str,
+    validation_share: float,
+    split_seed: int,
+    train: str = "train",
+    test: str | None = None,
+    test_share: float = 0.2,
+    image_size: int | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    workers: int | None = None,
+    eval_images: int | None = None,
+) -> Splits:
+    """Folders of image files: ``<root>/<train>/<class>/*``, and where there is one, ``<root>/<test>/<class>/*``.
+
+    The network is trained on random crops, mirrored at random; calibration reads such crops too. Validation and test
+    see the central crop.
+
+    Args:
+        root: the folder that holds the others.
+        validation_share: share of the training folder, 0 to 1.
+        split_seed: of the stratified splits.
+        train: the training folder's name.
+        test: the test folder's name; None takes a share of the training folder.
+        test_share: that share, 0 to 1.
+        image_size: height and width of the crops; None for 224.
+        crop: share of the shorter side that the central crop keeps; None for 0.875.
+        interpolation: ``"bilinear"`` or ``"bicubic"``; None for the first.
+        mean: taken from each of the three channels, on a scale of 0 to 1; None for ImageNet's.
+        std: that each is divided by; None for ImageNet's.
+        workers: processes that prepare batches; None for one a core, at most 16.
+        eval_images: validation images at the most; None for all.
+
+    Raises:
+        UserError: a folder is missing or holds no images, or a setting is out of its range.
+    """
+    size, kept = image_size or 224, crop or 0.875
+    if not 0 < kept <= 1:
+        raise SettingError("dataset.crop", kept, "is out of range: use a share above 0, at most 1")
+    try:
+        mode = InterpolationMode(interpolation or "bilinear")
+    except ValueError:
+        raise SettingError("dataset.interpolation", interpolation, "is unknown: use bilinear or bicubic") from None
+    to_tensor = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)),
+    ]
+    augmented = v2.Compose([v2.RandomResizedCrop(size, interpolation=mode), v2.RandomHorizontalFlip(), *to_tensor])
+    centred = v2.Compose([v2.Resize(round(size / kept), mode), v2.CenterCrop(size), *to_tensor])
+    pool = _read(root, train, augmented)
+    plain = _read(root, train, centred)
+    labels = np.asarray(pool.targets)
+    index = np.arange(len(labels))
+    if test is None:
+        index, held_out = stratified(index, labels, test_share, split_seed)
+        tested: Any = Subset(plain, held_out.tolist())
+    else:
+        tested = _read(root, test, centred)
+        if tested.classes != pool.classes:
+            raise UserError(f"dataset.root={root}: {train} and {test} hold different class folders: make them the same")
+    trained, validation = stratified(index, labels[index], validation_share, split_seed, eval_images)
+    return Splits(
+        Subset(pool, trained.tolist()),
+        Subset(plain, validation.tolist()),
+        tested,
+        num_classes=len(pool.classes),
+        workers=min(16, _cores()) if workers is None else workers,
+    )
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read(root: str, split: str, transform: Callable[[Any], Any]) -> ImageFolder:
+    folder = Path(root) / split
+    if not folder.is_dir():
+        raise UserError(
+            f"dataset.root={root} lacks the folder '{split}': expected {folder}/<class>/<image>.JPEG; "
+            "point dataset.root at the data set"
+        )
+    try:
+        return ImageFolder(folder, transform)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no images ({error}): expected {folder}/<class>/<image>.JPEG") from None

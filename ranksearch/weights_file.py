@@ -1,0 +1,107 @@
+"""A file of trained weights, whoever's program wrote it, read safely into a model."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ranksearch.errors import SettingError
+
+# Where training programs put the weights among other things that they keep, and what wrappers put before their names.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+def read_checkpoint(path: str, model: nn.Module) -> list[str]:
+    """Give a model the weights of a file, in place.
+
+    The weights may stand alone in it or under ``state_dict``, ``model_state_dict`` or ``model``, and their names may
+    begin as `nn.DataParallel` or `torch.compile` make them begin.
+
+    Args:
+        path: of a ``.safetensors`` file, or of one that `torch.save` wrote, of which only tensors and plain values
+            are read: nothing in it is run.
+        model: is left as it was when the file does not fit.
+
+    Returns:
+        The names of the last layer's weights, where the file has them for another number of classes: they keep the
+        model's own values. Otherwise nothing.
+
+    Raises:
+        UserError: the file is missing or unsafe or holds no weights, or its names or shapes are not the model's.
+    """
+    state = _unprefixed(_read(Path(path)), model)
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in expected]
+    if missing or unexpected:
+        parts = [f"{what} {_some(names)}" for what, names in (("lacks", missing), ("has unknown", unexpected)) if names]
+        raise SettingError("model.checkpoint", path, f"{' and '.join(parts)}: give the file of this very architecture")
+    other = [name for name in state if state[name].shape != expected[name].shape]
+    head = _head(model)
+    if any(name not in head for name in other) or not _differ_in_classes(state, expected, other):
+        name = next((name for name in other if name not in head), other[0] if other else "")
+        found, wanted = list(state[name].shape), list(expected[name].shape)
+        raise SettingError(
+            "model.checkpoint", path, f"has {found} for '{name}', the model {wanted}: give it the same settings"
+        )
+    model.load_state_dict({**expected, **{name: state[name] for name in state if name not in other}})
+    return other
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, by name."""
+    setting = "model.checkpoint"
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise SettingError(setting, path, "does not exist: name a .safetensors or .pt file") from None
+    except pickle.UnpicklingError:
+        advice = "holds more than tensors and plain values, which is not safe to read: save model.state_dict() alone"
+        raise SettingError(setting, path, advice) from None
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SettingError(setting, path, f"cannot be read ({reason}): write it anew") from None
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise SettingError(setting, path, "holds no weights: save model.state_dict() to it")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _unprefixed(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The same without what a wrapper put before every name."""
+    known = model.state_dict()
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state) and not any(name in known for name in state):
+            return _unprefixed({name.removeprefix(prefix): tensor for name, tensor in state.items()}, model)
+    return state
+
+
+def _head(model: nn.Module) -> list[str]:
+    """Names of the weights of the last layer that has any and is no normalization."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    if not layers:
+        return []
+    name, layer = layers[-1]
+    return [f"{name}.{weight}" if name else weight for weight, _ in layer.named_parameters(recurse=False)]
+
+
+def _differ_in_classes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], other: list[str]) -> bool:
+    """Whether shapes differ in the number of outputs alone."""
+    return all(state[name].shape[1:] == expected[name].shape[1:] for name in other)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
