@@ -1,12 +1,12 @@
-"""A model made twice as fast in MACs, without a configuration or a study: python examples/library.py."""
+"""A trained network made twice as fast in MACs, without a configuration or a study: python examples/library.py."""
 
 import torch
-from torchvision.models import resnet18
 
 import ranksearch
+from ranksearch.models import cifar_resnet
 
-model = resnet18(num_classes=10).eval()  # yours, with its trained weights
-batches = [torch.randn(32, 3, 64, 64) for _ in range(4)]  # a few hundred of its training images; no labels
+model = cifar_resnet(depth=20, num_classes=10).eval()  # yours, with its trained weights
+batches = [torch.randn(64, 3, 32, 32) for _ in range(4)]  # a few hundred of its training images; no labels
 plan = ranksearch.find_plan(model, batches, speedup=2)
-network = ranksearch.apply(plan, model, batches)  # a new model; fine-tune it as any other
-print(f"{len(plan.layers)} layers of {type(network).__name__} factorized: {plan}")
+network = ranksearch.apply(plan, model, batches)  # a new model: fine-tune it, save it, use it as any other
+print(network)

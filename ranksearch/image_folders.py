@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
@@ -39,8 +40,8 @@ def image_folder(
 ) -> Splits:
     """Folders of image files: ``<root>/<train>/<class>/*``, and where there is one, ``<root>/<test>/<class>/*``.
 
-    The network is trained on random crops, mirrored at random; calibration reads such crops too. Validation and test
-    see the central crop.
+    The network is trained on random crops, mirrored at random, and calibrated on such crops; validation and test see
+    the central one.
 
     Args:
         root: the folder that holds the others.
@@ -60,20 +61,11 @@ def image_folder(
     Raises:
         UserError: a folder is missing or holds no images, or a setting is out of its range.
     """
-    size, kept = image_size or 224, crop or 0.875
-    if not 0 < kept <= 1:
-        raise SettingError("dataset.crop", kept, "is out of range: use a share above 0, at most 1")
-    try:
-        mode = InterpolationMode(interpolation or "bilinear")
-    except ValueError:
-        raise SettingError("dataset.interpolation", interpolation, "is unknown: use bilinear or bicubic") from None
-    to_tensor = [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)),
-    ]
-    augmented = v2.Compose([v2.RandomResizedCrop(size, interpolation=mode), v2.RandomHorizontalFlip(), *to_tensor])
-    centred = v2.Compose([v2.Resize(round(size / kept), mode), v2.CenterCrop(size), *to_tensor])
+    size = 224 if image_size is None else image_size
+    mode = _interpolation(interpolation)
+    shown = v2.Compose([v2.RandomResizedCrop(size, interpolation=mode), v2.RandomHorizontalFlip()])
+    augmented = v2.Compose([shown, _to_tensor(mean, std)])
+    centred = central_crop(size, crop, interpolation, mean, std)
     pool = _read(root, train, augmented)
     plain = _read(root, train, centred)
     labels = np.asarray(pool.targets)
@@ -93,6 +85,37 @@ def image_folder(
         num_classes=len(pool.classes),
         workers=min(16, _cores()) if workers is None else workers,
     )
+
+
+def central_crop(
+    image_size: int,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Callable[[Any], Tensor]:
+    """How an image is prepared for validation and test, see `image_folder`.
+
+    Raises:
+        SettingError: a setting is out of its range.
+    """
+    kept = 0.875 if crop is None else crop
+    if not 0 < kept <= 1:
+        raise SettingError("dataset.crop", kept, "is out of range: use a share above 0, at most 1")
+    resized = v2.Resize(round(image_size / kept), _interpolation(interpolation))
+    return v2.Compose([resized, v2.CenterCrop(image_size), _to_tensor(mean, std)])  # type: ignore[no-any-return]
+
+
+def _interpolation(name: str | None) -> InterpolationMode:
+    try:
+        return InterpolationMode(name or "bilinear")
+    except ValueError:
+        raise SettingError("dataset.interpolation", name, "is unknown: use bilinear or bicubic") from None
+
+
+def _to_tensor(mean: Sequence[float] | None, std: Sequence[float] | None) -> v2.Compose:
+    normalize = v2.Normalize(list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD))
+    return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalize])
 
 
 def _cores() -> int:

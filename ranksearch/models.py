@@ -103,22 +103,24 @@ def torchvision_classifier(architecture: str, num_classes: int, weights: str | N
     if architecture not in known:
         close = ", ".join(get_close_matches(architecture, known, n=3)) or "see torchvision.models.list_models()"
         raise UserError(f"torchvision has no model '{architecture}': use {close}")
-    # These two otherwise answer with several outputs while they train.
-    extra: dict[str, Any] = {"aux_logits": False} if architecture in ("googlenet", "inception_v3") else {}
     if weights is None:
-        extra |= {"init_weights": True} if extra else {}
+        # These two otherwise answer with several outputs while they train.
+        several = architecture in ("googlenet", "inception_v3")
+        extra = {"aux_logits": False, "init_weights": True} if several else {}
         network = get_model(architecture, weights=None, num_classes=num_classes, **extra)
         assert isinstance(network, nn.Module)
         return network
     choice = find_weights(architecture, weights)
     try:
-        network = get_model(architecture, weights=choice, **extra)
+        network = get_model(architecture, weights=choice)
     except (URLError, OSError, RuntimeError) as error:
         file = Path(torch.hub.get_dir()) / "checkpoints" / choice.url.rsplit("/", 1)[-1]
         raise UserError(
             f"model.weights={weights} cannot be downloaded ({error}): connect to the network, or put the file at {file}"
         ) from None
     assert isinstance(network, nn.Module)
+    if getattr(network, "aux_logits", False):  # of Inception, whose weights come with a second output
+        network.aux_logits, network.AuxLogits = False, None  # type: ignore[assignment]  # as its builder does
     if num_classes != len(choice.meta["categories"]):
         _replace_head(network, len(choice.meta["categories"]), num_classes)
     return network

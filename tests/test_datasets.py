@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import pickle
 import shutil
 from collections import Counter
 from itertools import islice
@@ -14,13 +15,17 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import Dataset, Subset
+from torchvision.transforms import v2
 
 import ranksearch.image_sets
 from ranksearch.datasets import Examples, Splits, batches, draw, endless_batches, held_on, held_tensors, length
 from ranksearch.errors import UserError
-from ranksearch.image_sets import digits, fake, fashion_mnist, imagenet
+from ranksearch.image_folders import image_folder
+from ranksearch.image_sets import cifar, digits, fake, fashion_mnist, shift_and_mirror
 
 CPU = torch.device("cpu")
 
@@ -82,17 +87,80 @@ def folders(tmp_path: Path) -> Path:
 
 
 def read(root: Path, **more: object) -> Splits:
-    settings = {"image_size": 32, "validation_share": 0.2, "split_seed": 0, "workers": 0, "eval_images": None} | more
-    return imagenet(str(root), **settings)  # type: ignore[arg-type]
+    settings = {"image_size": 32, "validation_share": 0.2, "split_seed": 0, "workers": 0, "test": "val"} | more
+    return image_folder(str(root), **settings)  # type: ignore[arg-type]
 
 
-def test_imagenet_folders_keep_the_official_validation_set_for_the_test(folders: Path) -> None:
+def test_folders_keep_the_official_validation_set_for_the_test(folders: Path) -> None:
     splits = read(folders)
     assert (length(splits.train), length(splits.validation), length(splits.test)) == (16, 4, 6)
     assert splits.input_shape == (3, 32, 32)
     assert splits.num_classes == 2
     assert set(splits.train.indices).isdisjoint(splits.validation.indices)  # type: ignore[attr-defined]
     assert length(read(folders, eval_images=3).validation) == 3
+
+
+def test_without_a_test_folder_a_share_of_the_training_folder_is_kept_for_it(folders: Path) -> None:
+    splits = read(folders, test=None, test_share=0.25)
+    parts = [set(part.indices) for part in (splits.train, splits.validation, splits.test)]  # type: ignore[attr-defined]
+    assert [len(part) for part in parts] == [12, 3, 5]
+    assert set.union(*parts) == set(range(20))
+
+
+def test_images_are_prepared_as_they_are_asked_to_be(folders: Path) -> None:
+    as_they_are = read(folders, mean=[0.0] * 3, std=[1.0] * 3).test[0][0]
+    assert torch.allclose(
+        read(folders, mean=[0.5] * 3, std=[0.25] * 3).test[0][0], (as_they_are - 0.5) / 0.25, atol=1e-5
+    )
+    assert read(folders, image_size=None).input_shape == (3, 224, 224)
+    whole = read(folders, crop=1.0, mean=[0.0] * 3, std=[1.0] * 3).test[0][0]
+    path = sorted((folders / "val" / "n01440764").iterdir())[0]
+    expected = v2.functional.center_crop(v2.functional.resize(Image.open(path), [32]), [32])
+    assert torch.allclose(whole, v2.functional.to_image(expected).float() / 255, atol=1e-5)
+    for wrong, said in (
+        ({"crop": 1.5}, "crop=1.5 is out"),
+        ({"interpolation": "cubic"}, "interpolation=cubic is unknown"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read(folders, **wrong)
+
+
+def test_random_crops_follow_the_seed_with_any_number_of_workers(folders: Path) -> None:
+    """Also whatever else was drawn in between, as dropout does."""
+    splits, found = read(folders), []
+    for seed, workers in ((1, 0), (1, 0), (1, 2), (2, 0)):
+        torch.manual_seed(len(found))
+        batches_of = endless_batches(splits.train, 5, CPU, seed, workers)
+        found.append(torch.stack([next(batches_of)[0] for _ in range(7)]))
+    first, again, with_workers, other = found
+    assert torch.equal(first, again)
+    assert torch.equal(first, with_workers)
+    assert not torch.equal(first, other)
+    assert len({image.numpy().tobytes() for image in first.flatten(0, 1)}) == 35  # each time another crop
+    calibrating = [torch.cat([images for images, _ in batches(splits.train, 5, CPU, count)]) for count in (0, 2)]
+    assert torch.equal(*calibrating)
+
+
+@given(st.integers(1, 6), st.sampled_from([(8, 8), (16, 8), (32, 24)]), st.integers(0, 2**16))
+def test_shifted_and_mirrored_images_are_windows_of_the_padded_ones(
+    count: int, size: tuple[int, int], seed: int
+) -> None:
+    height, width = size
+    images = torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    drawn, again = (shift_and_mirror(images, torch.Generator().manual_seed(seed)) for _ in range(2))
+    assert torch.equal(drawn, again)
+    padded = torch.nn.functional.pad(images, (width // 8, width // 8, height // 8, height // 8))
+    for image, wide in zip(drawn, padded, strict=True):
+        windows = wide.unfold(1, height, 1).unfold(2, width, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+        assert any(torch.equal(image, window) or torch.equal(image, window.flip(-1)) for window in windows)
+
+
+def test_only_training_sees_images_changed_at_random(splits: Splits) -> None:
+    ours = next(endless_batches(splits.train, 32, CPU, 3, augment=shift_and_mirror))
+    plain = next(endless_batches(splits.train, 32, CPU, 3))
+    assert torch.equal(ours[1], plain[1])
+    assert not torch.equal(ours[0], plain[0])
+    assert torch.equal(ours[0], shift_and_mirror(plain[0], torch.Generator().manual_seed(3)))
 
 
 def test_missing_folders_say_what_is_expected_where(tmp_path: Path, folders: Path) -> None:
@@ -204,3 +272,52 @@ def test_fashion_mnist_that_cannot_be_had_says_what_to_put_where(
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", offline)
     with pytest.raises(UserError, match=r"root=.*: put train-images-idx3-ubyte.gz, .* into .*FashionMNIST/raw"):
         fashion_mnist(str(tmp_path / "data"), 28, 0.2, 0, None)
+
+
+@pytest.fixture
+def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files of CIFAR's layout, few images, which torchvision takes for whole."""
+    draw, root = np.random.default_rng(0), tmp_path / "data"
+    for kind, key in ((torchvision.datasets.CIFAR10, "labels"), (torchvision.datasets.CIFAR100, "fine_labels")):
+        folder, classes = root / kind.base_folder, 10 if key == "labels" else 100
+        folder.mkdir(parents=True)
+        for name, _ in kind.train_list + kind.test_list:
+            count = 2 * classes
+            entry = {
+                "data": draw.integers(0, 256, (count, 3072)).astype(np.uint8),
+                key: [index % classes for index in range(count)],
+            }
+            (folder / name).write_bytes(pickle.dumps(entry))
+        names = {kind.meta["key"]: [str(index) for index in range(classes)]}
+        (folder / kind.meta["filename"]).write_bytes(pickle.dumps(names))
+        monkeypatch.setattr(kind, "_check_integrity", lambda self: True)
+        monkeypatch.setattr(kind, "_load_meta", lambda self: None)
+    return root
+
+
+@pytest.mark.parametrize(("classes", "sizes"), [(10, (80, 20, 20)), (100, (100, 100, 200))])
+def test_cifar_keeps_its_test_set_and_splits_the_rest(
+    small_cifar: Path, classes: int, sizes: tuple[int, int, int]
+) -> None:
+    settings: dict[str, Any] = {"image_size": 32, "split_seed": 0, "eval_images": None, "augment": True}
+    splits = cifar(classes, str(small_cifar), validation_share=sizes[1] / (sizes[0] + sizes[1]), **settings)
+    assert (length(splits.train), length(splits.validation), length(splits.test)) == sizes
+    assert splits.num_classes == classes
+    assert splits.input_shape == (3, 32, 32)
+    assert splits.augment is shift_and_mirror
+    images = torch.stack([splits.train[index][0] for index in range(sizes[0])])
+    assert torch.allclose(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-4)
+    assert torch.allclose(images.std((0, 2, 3)), torch.ones(3), atol=1e-3)
+    plain = cifar(classes, str(small_cifar), validation_share=0.5, mean=[0.0] * 3, std=[1.0] * 3, **settings)
+    assert 0 <= plain.test[0][0].min() < plain.test[0][0].max() <= 1
+    with pytest.raises(UserError, match="classes=11 is unknown: use 10 or 100"):
+        cifar(11, str(small_cifar), validation_share=0.5, **settings)
+
+
+def test_cifar_that_cannot_be_had_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", offline)
+    with pytest.raises(UserError, match=r"root=.* put cifar-100-python.tar.gz into it, or .*cifar-100-python$"):
+        cifar(100, str(tmp_path), 32, 0.1, 0, None, True)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import pytest
 import torch
+import torchvision
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
+from torchvision.models import get_model, get_model_weights, list_models
 
 from ranksearch.app import register_schemas
 from ranksearch.cost import count_macs, count_params
 from ranksearch.errors import UserError
+from ranksearch.image_folders import central_crop
 from ranksearch.job import NOT_OF_THE_BUILDER
-from ranksearch.models import cifar_resnet, torchvision_classifier, weights_fit
+from ranksearch.models import cifar_resnet, published, timm_classifier, torchvision_classifier
 
 
 @pytest.mark.parametrize(("depth", "params", "macs"), [(20, 0.27e6, 40.6e6), (56, 0.85e6, 125.5e6)])
@@ -76,13 +80,64 @@ def test_weights_of_other_classes_get_a_new_head(tmp_path: Path, monkeypatch: py
     assert head.out_features == 7
 
 
-def test_weights_fit_the_classes_that_they_were_made_for() -> None:
-    assert weights_fit("resnet50", "IMAGENET1K_V2", 1000)
-    assert weights_fit("resnet50", "DEFAULT", 1000)
-    assert not weights_fit("resnet50", "IMAGENET1K_V2", 10)
+def test_published_weights_say_what_they_were_made_for() -> None:
+    builder = "ranksearch.models.torchvision_classifier"
+    for name in list_models(module=torchvision.models):
+        for weights in get_model_weights(name):
+            found = published({"_target_": builder, "architecture": name, "weights": weights.name})
+            assert found is not None
+            ours = central_crop(**found.images)
+            image = torch.randint(0, 256, (3, 300, 400), dtype=torch.uint8)
+            if found.images["interpolation"] == "bilinear" and found.images["image_size"] <= 256:
+                assert torch.allclose(ours(image), weights.transforms()(image), atol=0.05), (name, weights)
+            assert found.num_classes == 1000
+    assert published({"_target_": builder, "architecture": "resnet50", "weights": None}) is None
+    assert published({"_target_": "mine.network", "weights": "IMAGENET1K_V1"}) is None
 
 
-READY = sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml") if file.stem != "torchvision")
+def test_published_weights_of_timm_say_it_too() -> None:
+    recipe = {"_target_": "ranksearch.models.timm_classifier", "architecture": "resnet18", "weights": "a1_in1k"}
+    found = published(recipe)
+    assert found is not None
+    assert found.num_classes == 1000
+    assert found.images["image_size"] == 224
+    assert found.images["crop"] == pytest.approx(0.95)
+    assert found.images["interpolation"] == "bicubic"
+    with pytest.raises(UserError, match=r"model.weights=a9 is unknown for resnet18: use a1_in1k, a2_in1k"):
+        published({**recipe, "weights": "a9"})
+
+
+def test_networks_of_timm_are_built_by_name() -> None:
+    model = timm_classifier("resnet18", 7).eval()
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    with pytest.raises(UserError, match=r"timm has no model 'resnet18x': use resnet18"):
+        timm_classifier("resnet18x", 7)
+
+
+def test_without_timm_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"timm is not installed: pip install 'ranksearch\[timm\]'"):
+        timm_classifier("resnet18", 7)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mnasnet0_5", "googlenet"])
+def test_heads_of_every_make_are_swapped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of 1,000 classes, without fetching them: those that the network has anyway."""
+    monkeypatch.setattr(
+        "torchvision.models._api.WeightsEnum.get_state_dict",
+        lambda self, *args, **kwargs: (
+            get_model(name, weights=None, init_weights=False).state_dict()
+            if name == "googlenet"
+            else get_model(name, weights=None).state_dict()
+        ),
+    )
+    model = torchvision_classifier(name, 7, "DEFAULT").eval()
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+
+
+READY = sorted(
+    file.stem for file in (ROOT / "conf" / "model").glob("*.yaml") if file.stem not in ("torchvision", "timm")
+)
 
 
 @pytest.mark.parametrize("words", [[name] for name in READY] + [["torchvision", "model.name=mobilenet_v3_small"]])
