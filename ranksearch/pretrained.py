@@ -32,12 +32,12 @@ def find_weights(architecture: str, weights: str) -> WeightsEnum:
     Raises:
         UserError: the architecture has no weights of this name.
     """
-    known = get_model_weights(architecture)
-    if weights == "DEFAULT" or weights in known.__members__:
-        choice = known[weights] if weights in known.__members__ else known.DEFAULT
-        assert isinstance(choice, WeightsEnum)
+    published = get_model_weights(architecture)
+    known = {choice.name: choice for choice in published if choice.meta.get("categories")}  # without: no classifier
+    choice = published.DEFAULT if known and weights == "DEFAULT" else known.get(weights)
+    if isinstance(choice, WeightsEnum):
         return choice
-    names = ", ".join(known.__members__) or "none are published"
+    names = ", ".join(known) or "none are published"
     raise UserError(f"model.weights={weights} is unknown for {architecture}: use one of {names}")
 
 

@@ -84,6 +84,8 @@ def test_published_weights_say_what_they_were_made_for() -> None:
     builder = "ranksearch.models.torchvision_classifier"
     for name in list_models(module=torchvision.models):
         for weights in get_model_weights(name):
+            if weights.name == "IMAGENET1K_FEATURES":  # of VGG-16, which classify nothing
+                continue
             found = published({"_target_": builder, "architecture": name, "weights": weights.name})
             assert found is not None
             ours = central_crop(**found.images)
