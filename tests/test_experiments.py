@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from hydra import compose, initialize_config_dir
 from test_app import call
 
-EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
+from ranksearch.app import register_schemas
+
+# Those for ImageNet take minutes even on few images of 32 pixels, their layers being wide.
+EXPERIMENTS = [
+    pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(1800)] if name.startswith("imagenet") else [])
+    for name in sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
+]
 FEW = [
     "dataset=fake",
     "dataset.images=64",
@@ -27,6 +34,16 @@ FEW = [
     "study.n_trials=2",
     "space.default.schemes=[full]",
 ]
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_every_experiment_composes(name: str) -> None:
+    register_schemas()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for more in ([], ["dataset=fake"]):
+            config = compose("config", [f"experiment={name}", *more])
+            assert config.constraint.speedup > 1
+            assert config.dataset.name == ("fake" if more else config.dataset.name)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
