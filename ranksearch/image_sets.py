@@ -108,17 +108,10 @@ def fashion_mnist(
             f"dataset.root={root} lacks Fashion-MNIST, and it cannot be downloaded ({str(error).splitlines()[0]}): "
             f"put {', '.join(f'{file}.gz' for file in files)} into {raw}"
         ) from None
-    index, validation = stratified(
-        np.arange(len(train)), train.targets.numpy(), validation_share, split_seed, eval_images
-    )
     scaled = [_scaled(part.data[:, None].float() / 255, image_size) for part in (train, test)]
-    images, held_out = _normalized(scaled[0], index, mean, std, held_out=scaled[1])
-    return Splits(
-        _held(images[index], train.targets[index]),
-        _held(images[validation], train.targets[validation]),
-        _held(held_out, test.targets),
-        num_classes=len(train.classes),
-    )
+    index = stratified(np.arange(len(train)), train.targets.numpy(), validation_share, split_seed, eval_images)
+    parts = _parts(scaled, [train.targets, test.targets], index, mean, std)
+    return Splits(*parts, num_classes=len(train.classes))
 
 
 def cifar(
@@ -162,18 +155,12 @@ def cifar(
             f"put {kind.filename} into it, or what that holds into {Path(root) / kind.base_folder}"
         ) from None
     labels = [torch.tensor(part.targets) for part in (train, test)]
-    index, validation = stratified(np.arange(len(train)), labels[0].numpy(), validation_share, split_seed, eval_images)
     scaled = [
         _scaled(torch.from_numpy(part.data).permute(0, 3, 1, 2).float().div_(255), image_size) for part in (train, test)
     ]
-    images, held_out = _normalized(scaled[0], index, mean, std, held_out=scaled[1])
-    return Splits(
-        _held(images[index], labels[0][index]),
-        _held(images[validation], labels[0][validation]),
-        _held(held_out, labels[1]),
-        num_classes=classes,
-        augment=shift_and_mirror if augment else None,
-    )
+    index = stratified(np.arange(len(train)), labels[0].numpy(), validation_share, split_seed, eval_images)
+    parts = _parts(scaled, labels, index, mean, std)
+    return Splits(*parts, num_classes=classes, augment=shift_and_mirror if augment else None)
 
 
 def shift_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -202,6 +189,19 @@ def shift_and_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _held(images: Tensor, labels: Tensor) -> Examples:
     return cast(Examples, TensorDataset(images, labels))
+
+
+def _parts(
+    images: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    index: tuple[np.ndarray, np.ndarray],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> tuple[Examples, Examples, Examples]:
+    """Train, validation and test of an official training set and test set, normalized; ``index`` splits the first."""
+    known, held_out = _normalized(images[0], index[0], mean, std, held_out=images[1])
+    train, validation = (_held(known[rows], labels[0][rows]) for rows in index)
+    return train, validation, _held(held_out, labels[1])
 
 
 def _normalized(
