@@ -12,7 +12,8 @@ factors from R, which knows that, then take the error to within a few percent of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,10 +33,7 @@ class SplitProblem:
 
     weight: Tensor
     covariance: Tensor
-    target: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "target", (self.weight.flatten(2) @ self.covariance).view_as(self.weight))
+    target: Tensor
 
     @staticmethod
     def of(weight: Tensor, covariance: Tensor, order: Tensor) -> SplitProblem:
@@ -50,16 +48,19 @@ class SplitProblem:
         # Of mean variance 1, for shares of errors do not depend on it, and squares of a covariance may overflow.
         covariance = covariance / size if size > 0 else covariance
         pieces = weight[:, :, index].to(covariance).reshape(*weight.shape[:2], *order.shape)
-        return SplitProblem(pieces, covariance[:, index[:, None], index])
+        covariance = covariance[:, index[:, None], index]
+        return SplitProblem(pieces, covariance, (pieces.flatten(2) @ covariance).view_as(pieces))
 
     def ridged(self, share: float) -> SplitProblem:
         """The same with white patches mixed in, of a share of the mean variance; as many at least as rounding hides."""
         level = self.covariance.diagonal(dim1=1, dim2=2).mean(1)
         rounding = torch.finfo(level.dtype).eps * self.covariance.flatten(1).norm(dim=1)
-        level = torch.where(level > 0, torch.maximum(share * level, rounding), torch.ones_like(level))
-        white = torch.eye(self.covariance.shape[1], dtype=level.dtype)
-        return SplitProblem(self.weight, self.covariance + level[:, None, None] * white)
+        level = torch.where(level > 0, torch.maximum(share * level, rounding), torch.ones_like(level))[:, None, None]
+        mixed = self.covariance.clone()
+        mixed.diagonal(dim1=1, dim2=2).add_(level[:, 0])
+        return SplitProblem(self.weight, mixed, self.target + level[..., None] * self.weight)
 
+    @cached_property
     def _mean_covariance(self) -> Tensor:
         """Covariance of a piece, the mean over all offsets, `[groups, piece, piece]`, float64."""
         groups, _, offsets, piece = self.weight.shape
@@ -67,17 +68,26 @@ class SplitProblem:
         mean: Tensor = blocks.diagonal(dim1=1, dim2=3).mean(-1).double()
         return mean
 
-    def first_factors(self) -> Tensor:
-        """The first factors of all ranks, if pieces did not depend on each other: `[groups, piece, piece]`, float64.
+    @cached_property
+    def _mean_root(self) -> Tensor:
+        """Its Cholesky factor."""
+        return _root(self._mean_covariance, torch.finfo(self.covariance.dtype).eps)
+
+    def first_factors(self) -> tuple[Tensor, Tensor]:
+        """The first factors of all ranks, if pieces did not depend on each other, and what they then would miss.
 
         The first r rows are that of rank r. With M the layer's weight, one row per output and offset, and C the mean
         covariance of a piece, they are the right singular vectors of M C^(1/2), taken back by C^(-1/2).
+
+        Returns:
+            The rows, `[groups, piece, piece]`, and the share of the variance that each rank misses, `[piece + 1]`, the
+            first entry that of rank 0; float64.
         """
-        root = _root(self._mean_covariance(), torch.finfo(self.covariance.dtype).eps)
-        seen = self.weight.flatten(1, 2).double() @ root
-        vectors = torch.linalg.eigh(seen.mT @ seen).eigenvectors.flip(-1)
-        rows: Tensor = torch.linalg.solve_triangular(root, vectors.mT, upper=False, left=False)
-        return rows
+        seen = self.weight.flatten(1, 2).double() @ self._mean_root
+        values, vectors = torch.linalg.eigh(seen.mT @ seen)
+        rows: Tensor = torch.linalg.solve_triangular(self._mean_root, vectors.flip(-1).mT, upper=False, left=False)
+        missed = torch.cat([values.new_zeros(1), values.clamp_min(0).sum(0).cumsum(0)]).flip(0)
+        return rows, missed / missed[0].clamp_min(1e-300)
 
     def _meet(self, first: Tensor) -> Tensor:
         """Covariance of latent pieces with all numbers of a patch, `[groups, offsets, rank, offsets, piece]`."""
@@ -87,8 +97,10 @@ class SplitProblem:
 
     def _refit_second(self, first: Tensor, second: Tensor, meeting: Tensor) -> Tensor:
         """The best second factor for a first one, found as a change of another: a linear least-squares problem."""
-        gram = (meeting @ first.mT[:, None, None]).flatten(3, 4).flatten(1, 2)
-        rest = (self.target @ first.mT[:, None]).flatten(2) - second.flatten(2) @ gram
+        offsets, size = second.shape[2:]
+        # Pieces of all offsets as rows of one matrix: a product for each would be many small ones.
+        gram = (meeting.flatten(1, 3) @ first.mT).reshape(len(first), offsets * size, -1)
+        rest = (self.target.flatten(1, 2) @ first.mT).reshape(second.shape).flatten(2) - second.flatten(2) @ gram
         change = solve_symmetric(gram, rest.mT).mT
         return second + change.reshape(second.shape)
 
@@ -107,7 +119,8 @@ class SplitProblem:
 
         rest = torch.einsum("goka,gokf->gaf", second, self.target) - act(meeting)
         alike = weights.reshape(len(first), offsets, first.shape[1], offsets, -1).diagonal(dim1=1, dim2=3).sum(-1)
-        direction = solve_symmetric(self._mean_covariance(), solve_symmetric(alike, rest).mT).mT
+        steps = torch.cholesky_solve(solve_symmetric(alike, rest).mT.double(), self._mean_root)
+        direction = steps.mT.to(first)
         met = self._meet(direction)
         slope, curvature = (rest * direction).sum(), (act(met) * direction).sum()
         length = slope / curvature if float(curvature) > 0 else torch.zeros_like(slope)
@@ -120,7 +133,8 @@ class SplitProblem:
             start: a first factor of that rank, from `first_factors`.
         """
         # At full rank this is the layer itself already, and nothing is left to refit.
-        second = (self.weight.double() @ (self._mean_covariance() @ start.mT)[:, None]).to(self.weight)
+        read = self.weight.flatten(1, 2).double() @ (self._mean_covariance @ start.mT)
+        second = read.reshape(*self.weight.shape[:3], -1).to(self.weight)
         first = start.to(self.weight)
         meeting = self._meet(first)
         second = self._refit_second(first, second, meeting)
@@ -131,7 +145,7 @@ class SplitProblem:
 
     def relative_error(self, first: Tensor, second: Tensor) -> float:
         """Share of the output's variance that two factors miss; 0 where there is none."""
-        rest = (self.weight - second @ first[:, None]).flatten(2)
+        rest = self.weight.flatten(2) - (second.flatten(1, 2) @ first).reshape(*self.weight.shape[:2], -1)
         missed, total = ((rest @ self.covariance) * rest).sum(), (self.target * self.weight).sum()
         return float(missed / total) if float(total) > 0 else 0.0
 

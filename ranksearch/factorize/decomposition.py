@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from ranksearch.factorize.factors import Decomposition
 from ranksearch.factorize.full import decompose_fully
 from ranksearch.factorize.shapes import describe
-from ranksearch.factorize.split import decompose_by_split
+from ranksearch.factorize.split import SplitDecomposition, decompose_by_split
 from ranksearch.factorize.statistics import Layer, LayerStatistics, groups_of
 from ranksearch.plan import SCHEMES, check_scheme
 
@@ -66,8 +67,13 @@ def decompose_schemes(
         schemes: of these.
     """
     asked = {check_scheme(scheme) for scheme in schemes}
-    return {
-        scheme: decompose(layer, statistics, sensitivity, scheme)
-        for scheme in describe(layer).schemes
-        if scheme in asked
-    }
+    found: dict[str, Decomposition] = {}
+    sibling = None
+    for scheme in describe(layer).schemes:
+        if scheme in asked:
+            decomposition = decompose(layer, statistics, sensitivity, scheme)
+            if isinstance(decomposition, SplitDecomposition):
+                decomposition = dataclasses.replace(decomposition, sibling=sibling)
+                sibling = sibling or decomposition
+            found[scheme] = decomposition
+    return found

@@ -21,12 +21,13 @@ LEAST_RIDGE = 1e-5
 # More is tried where there are fewer patches than this for each of their numbers.
 PATCHES_FOR_EACH_NUMBER = 4
 RIDGES = (1e-3, 0.01, 0.1)
-# Ranks that are solved to learn the errors of all, where those are not few: shares of the break-even rank. Between
-# them the logarithm of the error is interpolated, which is bent most at both ends.
+# Ranks that are solved to learn the errors of all, where those are not few: shares of the break-even rank.
 FEW_RANKS = 16
+# Less than this is rounding; logarithms of errors are taken.
+LEAST_ERROR = 1e-12
+SHARES_TO_SOLVE = (0.03, 0.1, 0.25, 0.55, 1.0)
 # Patches of more numbers are solved on one half of the examples only.
 LARGEST_TO_SOLVE_TWICE = 1024
-SHARES_TO_SOLVE = (0.02, 0.05, 0.09, 0.15, 0.23, 0.34, 0.5, 0.7, 0.87, 1.0)
 
 
 def pieces(layer: nn.Conv2d, scheme: str) -> Tensor:
@@ -51,6 +52,7 @@ class SplitDecomposition:
         order: see `pieces`.
         limit: the largest rank that errors are expected for.
         given_ridge: of white patches that are mixed in, as a share of the mean variance; None chooses it.
+        sibling: the same layer by another scheme, whose ridge serves here too, for it meets the same patches.
     """
 
     scheme: str
@@ -60,6 +62,7 @@ class SplitDecomposition:
     order: Tensor
     limit: int
     given_ridge: float | None = None
+    sibling: SplitDecomposition | None = None
 
     @cached_property
     def ridge(self) -> float:
@@ -69,23 +72,33 @@ class SplitDecomposition:
         """
         if self.given_ridge is not None:
             return self.given_ridge
+        if self.sibling is not None:
+            return self.sibling.ridge
         count = sum(half.count for half in self.statistics.halves) if self.statistics else 0
         if not 0 < count < PATCHES_FOR_EACH_NUMBER * self.weight.shape[2]:
             return LEAST_RIDGE
-        problems, middle = self.problems(), [max(1, self.limit // len(self.weight) // 3)]
-        errors = {ridge: _cross_validated(problems, middle, 2 * ridge)[0] for ridge in (LEAST_RIDGE, *RIDGES)}
+        folds, middle = self._folds(), [max(1, self.limit // len(self.weight) // 3)]
+        errors = {ridge: _cross_validated(folds, middle, 2 * ridge)[0] for ridge in (LEAST_RIDGE, *RIDGES)}
         return min(errors, key=errors.__getitem__)
 
     def expected_errors(self) -> list[float]:
-        """See `Decomposition`; up to the break-even rank."""
+        """See `Decomposition`; up to the break-even rank.
+
+        Of many ranks only some are solved. What the starts are expected to miss is known of every rank, and between
+        the solved ones the logarithm of the ratio of both errors is interpolated.
+        """
         groups = len(self.weight)
         most = max(self.limit // groups, 1)
-        tried: Sequence[int] = range(1, most + 1)
+        ranks = torch.arange(most + 1)
+        tried = ranks[1:].tolist()
         if most > FEW_RANKS:
             tried = sorted({max(1, round(most * share)) for share in SHARES_TO_SOLVE})
-        known = torch.tensor([1.0, *_cross_validated(self.problems(), tried, 2 * self.ridge)], dtype=torch.float64)
-        logs = _interpolated(torch.arange(most + 1), torch.tensor([0, *tried]), known.clamp_min(1e-12).log())
-        errors = logs.exp().cummin(0).values
+        folds = self._folds()
+        solved = torch.tensor([1.0, *_cross_validated(folds, tried, 2 * self.ridge)], dtype=torch.float64)
+        expected = torch.stack([fold.missed[: most + 1] for fold in folds]).mean(0).clamp_min(LEAST_ERROR).log()
+        at = torch.tensor([0, *tried])
+        ratios = _interpolated(ranks, at, solved.clamp_min(LEAST_ERROR).log() - expected[at])
+        errors = (ratios + expected).exp().cummin(0).values
         return [float(errors[rank // groups]) for rank in range(groups * most + 1)]
 
     def factors(self, layer: Layer, rank: int) -> Factors:
@@ -113,7 +126,14 @@ class SplitDecomposition:
     @cached_property
     def _starts(self) -> Tensor:
         """The first factors that all solves start from; kept, for their eigendecomposition takes the longest."""
-        return self._whole().first_factors()
+        return self._whole().first_factors()[0]
+
+    def _folds(self) -> list[_Fold]:
+        """Each half of the examples to solve on, with the other to measure on; only one of large patches."""
+        problems = self.problems()
+        folds = list(zip(problems, problems[::-1], strict=True))
+        once = problems[0].covariance.shape[1] > LARGEST_TO_SOLVE_TWICE
+        return [_Fold(*fold, *fold[0].ridged(LEAST_RIDGE).first_factors()) for fold in folds[: 1 if once else None]]
 
     def problems(self) -> list[SplitProblem]:
         """The layer on either half of the examples, or on white patches."""
@@ -128,25 +148,38 @@ class SplitDecomposition:
         return SplitProblem.of(self.weight, moments.covariance, self.order)
 
 
-def _cross_validated(problems: Sequence[SplitProblem], ranks: Sequence[int], ridge: float) -> list[float]:
+@dataclass(frozen=True)
+class _Fold:
+    """Patches to solve on and patches to measure on.
+
+    Attributes:
+        problem: to solve.
+        other: to measure on; the same one where there is no other.
+        starts: see `SplitProblem.first_factors`; of the least ridge, for they hardly depend on it.
+        missed: the same.
+    """
+
+    problem: SplitProblem
+    other: SplitProblem
+    starts: Tensor
+    missed: Tensor
+
+
+def _cross_validated(folds: Sequence[_Fold], ranks: Sequence[int], ridge: float) -> list[float]:
     """The error to expect at some ranks of each group: solved on one half of the examples, measured on the other.
 
     Args:
-        problems: of both halves, or the only one there is.
+        folds: one or both.
         ranks: of each group.
         ridge: see `SplitProblem.ridged`.
     """
-    folds = list(zip(problems, problems[::-1], strict=True))
-    if problems[0].covariance.shape[1] > LARGEST_TO_SOLVE_TWICE:
-        folds = folds[:1]
     errors = [0.0] * len(ranks)
-    for problem, other in folds:
-        ridged = problem.ridged(ridge)
-        starts = ridged.first_factors()
+    for fold in folds:
+        ridged = fold.problem.ridged(ridge)
         for index, rank in enumerate(ranks):
-            factors = ridged.solve(starts[:, :rank])
-            seen = problem.relative_error(*factors)
-            unseen = seen if other is problem else other.relative_error(*factors)
+            factors = ridged.solve(fold.starts[:, :rank])
+            seen = fold.problem.relative_error(*factors)
+            unseen = seen if fold.other is fold.problem else fold.other.relative_error(*factors)
             errors[index] += at_all_rows(seen, unseen) / len(folds)
     return errors
 

@@ -17,7 +17,7 @@ from ranksearch.errors import PlanError
 from ranksearch.factorize import FactorizedConv2d, collect_statistics, decompose, decompose_schemes, factorize_model
 from ranksearch.factorize.shapes import describe, joined_settings, settings_of, split_settings
 from ranksearch.factorize.solver import relative_error
-from ranksearch.factorize.split import LEAST_RIDGE, SplitDecomposition
+from ranksearch.factorize.split import FEW_RANKS, LEAST_RIDGE, SplitDecomposition, _cross_validated
 from ranksearch.plan import FIRST_AXES, SCHEMES, LayerChoice, RankPlan
 
 SPLITS = SCHEMES[1:]
@@ -94,7 +94,7 @@ def test_the_error_of_the_quadratic_form_is_the_measured_error(layer: nn.Conv2d,
     split = decompose(layer, statistics, scheme=scheme)
     assert isinstance(split, SplitDecomposition)
     problem = split.problem(statistics.all)
-    first, second = problem.ridged(split.ridge).solve(problem.ridged(split.ridge).first_factors()[:, :rank])
+    first, second = problem.ridged(split.ridge).solve(problem.ridged(split.ridge).first_factors()[0][:, :rank])
     with torch.no_grad():
         measured = relative_error(layer(seen), joined(layer, split, rank * layer.groups, scheme)(seen), axis=1)
     assert problem.relative_error(first, second) == pytest.approx(measured, rel=1e-6, abs=1e-10)
@@ -106,7 +106,7 @@ def test_taking_turns_only_lowers_the_error(layer: nn.Conv2d, scheme: str, rank:
     split = decompose(layer, statistics, scheme=scheme)
     assert isinstance(split, SplitDecomposition)
     problem = split.problem(statistics.all).ridged(LEAST_RIDGE)
-    first = problem.first_factors()[:, :rank]
+    first = problem.first_factors()[0][:, :rank]
     meeting = problem._meet(first)
     second = problem._refit_second(first, torch.zeros(*problem.weight.shape[:3], rank).double(), meeting)
     errors = [problem.relative_error(first, second)]
@@ -294,3 +294,30 @@ def test_statistics_that_cannot_serve_are_refused() -> None:
         decompose(layer, scheme="sideways")
     with pytest.raises(PlanError, match="'vertical' does not fit"):
         FactorizedConv2d.from_conv2d(nn.Conv2d(8, 8, 1), 2, scheme="vertical")
+
+
+@pytest.mark.parametrize("scheme", SPLITS)
+def test_errors_between_the_ranks_that_are_solved_are_those_that_solving_finds(scheme: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(24, 24, 3, padding=1)
+    mix = nn.Conv2d(24, 24, 5, padding=2).requires_grad_(False)
+    seen = torch.relu(mix(torch.randn(64, 24, 8, 8)))
+    statistics = collect_statistics(nn.Sequential(layer), [seen], ["0"])["0"]
+    split = decompose(layer, statistics, scheme=scheme)
+    assert isinstance(split, SplitDecomposition)
+    expected, folds = split.expected_errors(), split._folds()
+    ranks = range(1, split.limit + 1)
+    assert len(ranks) > FEW_RANKS
+    for rank, solved in zip(ranks, _cross_validated(folds, ranks, 2 * split.ridge), strict=True):
+        assert expected[rank] == pytest.approx(solved, rel=0.1)
+
+
+def test_all_schemes_of_a_layer_mix_in_as_many_white_patches() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 16, 3, padding=1)
+    seen = torch.relu(torch.randn(4, 16, 6, 6))
+    statistics = collect_statistics(nn.Sequential(layer), [seen], ["0"])["0"]
+    ridges = {
+        found.ridge for found in decompose_schemes(layer, statistics).values() if isinstance(found, SplitDecomposition)
+    }
+    assert len(ridges) == 1
