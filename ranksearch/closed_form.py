@@ -27,6 +27,8 @@ SUBSETS = (SCHEMES, ("full", "vertical", "horizontal"), ("full", "pointwise"), (
 EXPONENTS = (1.0, 2.0)
 # Images that layers are solved on for a comparison: a quarter of a trial's, which ranks plans as well.
 COMPARED_ON = 64
+# A plan of more total error than this times the least is not compared: the predictions have never preferred one.
+HOPEFUL = 1.25
 
 
 def propose(space: SearchSpace, errors: Errors, budget: int) -> list[RankPlan]:
@@ -86,6 +88,8 @@ def choose(
 ) -> RankPlan:
     """The plan of the least divergence times total expected error; of equals, the first.
 
+    Building a network is what takes time, so that plans of far more error than another are left out.
+
     Args:
         plans: one or more.
         errors: layer name -> scheme -> the error to expect at rank 0, 1, ...
@@ -93,14 +97,17 @@ def choose(
         images: batches to predict on.
         dense: the dense network's predictions of these, from `predict`.
     """
-    if len(plans) == 1:
-        return plans[0]
+    totals = {plan: total_error(plan, errors) for plan in plans}
+    least = min(totals.values())
+    hopeful = [plan for plan, total in totals.items() if total <= HOPEFUL * least]
+    if len(hopeful) == 1:
+        return hopeful[0]
+    return min(hopeful, key=lambda plan: totals[plan] * divergence(predict(build(plan), images), dense))
 
-    def harm(plan: RankPlan) -> float:
-        total = sum(errors[name][choice.scheme][choice.latent_size] for name, choice in plan)
-        return total * divergence(predict(build(plan), images), dense)
 
-    return min(plans, key=harm)
+def total_error(plan: RankPlan, errors: Errors) -> float:
+    """The expected errors of a plan's layers, added up."""
+    return sum(errors[name][choice.scheme][choice.latent_size] for name, choice in plan)
 
 
 def closed_form(layers: Calibrated, budgets: Sequence[int]) -> list[RankPlan]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ranksearch.closed_form import closed_form, predict
+from ranksearch.closed_form import COMPARED_ON, predict, total_error
 from ranksearch.cost import NetworkCost
 from ranksearch.files import write_text
 from ranksearch.latency import LatencyCost, MeasuredLatency
@@ -94,22 +94,23 @@ def profile_problem(problem: Problem, latency: MeasuredLatency) -> Profile:
         latency: how to time layers, where the search itself does not count time.
     """
     times, macs = _in_time(problem, latency), problem.macs
-    plans = list(dict.fromkeys(closed_form(problem, closed_form_budgets(problem, FRONT_POINTS))))
+    budgets = closed_form_budgets(problem, FRONT_POINTS)
+    # A search compares a few networks for each budget; this shows what the errors alone say.
+    plans = list(dict.fromkeys(problem.space.allocate(problem.harms, budget) for budget in budgets))
     rows = [_row(name, problem, times, plans[0]) for name in macs.layers]
     total = (macs.of(plans[0]), times.of(plans[0]))
     rows.append(ProfileRow(NETWORK, macs.dense, 1.0, times.dense, {}, {}, "", None, *total, None))
     dense = predict(problem.model, problem.comparison).argmax(1)
     front = []
     for plan in plans:
-        lost = [problem.errors[name][choice.scheme][choice.latent_size] for name, choice in plan]
-        same = predict(problem.build(plan), problem.comparison).argmax(1) == dense
+        same = predict(problem.build(plan, COMPARED_ON), problem.comparison).argmax(1) == dense
         front.append(
             PredictedPoint(
                 speedup=problem.speedup(problem.space.cost.of(plan)),
                 macs=macs.of(plan),
                 speedup_in_macs=macs.dense / macs.of(plan),
                 speedup_in_time=times.dense / times.of(plan),
-                error=sum(lost) / len(problem.space.layers),
+                error=total_error(plan, problem.errors) / len(problem.space.layers),
                 agreement=mean(same.double().tolist()),
             )
         )

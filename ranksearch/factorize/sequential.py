@@ -145,7 +145,8 @@ def _solve(
     assert isinstance(twin, FactorizedConv2d | FactorizedLinear)
     few = len(as_rows(target, layer)) < ROWS_FOR_EACH_NUMBER * layer.weight[0].numel()
     hooked = layer._forward_hooks or layer._forward_pre_hooks  # and so its outputs are not its own
-    if few or hooked or not all(bool(torch.isfinite(values).all()) for values in (inputs, target)):
+    # A sum is finite only where every number is, and needs no mask of them all.
+    if few or hooked or not all(bool(at_least_float32(values).sum().isfinite()) for values in (inputs, target)):
         one_shot()
         return
     with torch.autocast(inputs.device.type, enabled=False):  # sums of products need all digits
@@ -168,7 +169,7 @@ def _corrected(layer: Layer, statistics: LayerStatistics, inputs: Tensor, target
     missed, inputs = at_least_float32(target - layer(inputs)), at_least_float32(inputs)
     rows = as_rows(missed, layer)
     shift, count = rows.mean(0), len(rows)
-    missed = missed - (shift[:, None, None] if isinstance(layer, nn.Conv2d) else shift)
+    missed -= shift[:, None, None] if isinstance(layer, nn.Conv2d) else shift
     covariance = statistics.all.covariance.double()
     level = RIDGE * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
     covariance += level[:, None, None] * torch.eye(covariance.shape[1], dtype=torch.float64)
