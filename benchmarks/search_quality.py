@@ -39,7 +39,7 @@ from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe
 from ranksearch.proxies import Fisher, Mixture, Probes, Proxy, Relative, weighed
 from ranksearch.records import TrialRecord, read_trials
 from ranksearch.rules import Rule, SpaceSettings
-from ranksearch.search import StudySettings, run_trials
+from ranksearch.search import StudySettings, queue_closed_form, run_trials
 from ranksearch.storage import sqlite
 from ranksearch.study import open_study
 from ranksearch.training import Recipe, evaluate
@@ -149,6 +149,7 @@ def contest(name: str, kinds: str, seed: int, problem: Problem, options: argpars
         counts = [count for count in options.trials if count > 0]
         start, before = time.perf_counter(), len(study.trials)
         settings = StudySettings(study.study_name, max(counts), first)
+        queue_closed_form(study, problem, settings)
         run_trials(study, problem, settings, sampler(1000 * seed + before), lambda record: None)
         seconds = time.perf_counter() - start
         if before < max(counts):

@@ -187,7 +187,7 @@ def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # ranksearch tells of trials in its own words
-    device = choose_device(config.device)
+    device = choose_device(config.device, config.worker)
     tuning = build_fine_tuning(config.fine_tune)
     splits = held_on(build_data(config), device)
     model, recipe, pretrained = build_model(config, splits)

@@ -16,6 +16,7 @@ from torch import nn
 from ranksearch.datasets import Splits, batches, endless_batches, length
 from ranksearch.errors import PlanError, SettingError
 from ranksearch.files import read_weights, write_weights
+from ranksearch.locks import alone
 from ranksearch.training import Recipe, evaluate, train
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,19 @@ def train_or_read(
     for tensor in model.state_dict().values():
         key.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     path = cache / f"baseline-{key.hexdigest()[:16]}.safetensors"
+    with alone(path.with_suffix(".lock"), "trains the dense model"):
+        _train_or_read(model, splits, recipe, path, seed, device, on_step)
+
+
+def _train_or_read(
+    model: nn.Module,
+    splits: Splits,
+    recipe: Recipe,
+    path: Path,
+    seed: int,
+    device: torch.device,
+    on_step: Callable[[int, float], None],
+) -> None:
     if path.exists():
         try:
             read_weights(path, model)

@@ -96,8 +96,8 @@ def build_sampler(config: RunConfig, trials: int) -> BaseSampler:
         UserError: a setting is out of its range.
     """
     seed = config.sampler.get("seed", config.seed)
-    # Another seed for every run and worker, or they would draw the same plans again.
-    sampler = build("sampler", config.sampler, BaseSampler, seed=seed + 1000 * config.worker + trials)
+    # Another seed for every run, or it would draw the same plans again.
+    sampler = build("sampler", config.sampler, BaseSampler, seed=seed + trials)
     if isinstance(sampler, GuidedSampler):  # which tells its draws apart by the numbers of trials
         sampler = build("sampler", config.sampler, GuidedSampler, seed=seed)
     return cast(BaseSampler, sampler)

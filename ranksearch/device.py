@@ -11,14 +11,20 @@ import torch
 from ranksearch.errors import SettingError
 
 
-def choose_device(name: str) -> torch.device:
-    """Read a device's name; ``auto`` is the first GPU, or else Apple's, or else the CPU.
+def choose_device(name: str, worker: int = 0) -> torch.device:
+    """Read a device's name; ``auto`` is a GPU, or else Apple's, or else the CPU.
+
+    Args:
+        name: ``auto``, or as torch has it.
+        worker: number of this process; where there are several GPUs and none is named, they are dealt out by it.
 
     Raises:
         SettingError: there is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.device_count() > 1:
+        name = f"cuda:{worker % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

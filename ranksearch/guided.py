@@ -10,7 +10,7 @@ drawn, the plan is feasible.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from ranksearch.closed_form import EXPONENTS
 from ranksearch.errors import SettingError
 from ranksearch.experience import Experience, Options
 from ranksearch.sampler import distributions
-from ranksearch.space import Errors, SearchSpace
+from ranksearch.space import Errors, SearchSpace, Value
 
 # Draws of plans that the study has already, before a neighbour of one is taken.
 DRAWS = 10
@@ -73,12 +73,28 @@ class GuidedSampler(BaseSampler):
         options = self._options
         if options is None:
             return {}
+        drawn = self.propose(study, trial.number)
+        if drawn is None:
+            drawn = options.space.values(options.table.plan(options.table.best(options.rest(options.budget))))
+        return dict(drawn)
+
+    def propose(self, study: Study, number: int) -> Mapping[str, Value] | None:
+        """Draw a plan that the study does not have yet.
+
+        Args:
+            study: whose trials are learned from.
+            number: of the trial that it is for.
+
+        Returns:
+            Values of all parameters; None where the study has every plan there is, or the sampler knows no problem.
+        """
+        options = self._options
+        if options is None:
+            return None
         experience = Experience.of(study, options)
-        proposals = self._proposals(study, trial, experience)
+        proposals = self._proposals(study, number, experience)
         chosen = next((chosen for chosen in proposals if tuple(chosen) not in experience.tried), None)
-        if chosen is None:  # the study has every plan there is
-            chosen = options.table.best(options.rest(options.budget))
-        return dict(options.space.values(options.table.plan(chosen)))
+        return None if chosen is None else options.space.values(options.table.plan(chosen))
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -87,9 +103,9 @@ class GuidedSampler(BaseSampler):
         seed = int(np.random.default_rng((self._seed, trial.number)).integers(2**31))
         return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
 
-    def _proposals(self, study: Study, trial: FrozenTrial, experience: Experience) -> Iterator[Indices]:
+    def _proposals(self, study: Study, number: int, experience: Experience) -> Iterator[Indices]:
         """Plans within the budget, the most promising first; in the end all there are."""
-        options, generator = experience.options, np.random.default_rng((self._seed, trial.number))
+        options, generator = experience.options, np.random.default_rng((self._seed, number))
         # Weights of the errors and of their squares; the trials decide between the two.
         beliefs = [experience.learned(exponent, *self._spreads) for exponent in EXPONENTS]
         evidence = np.array([belief.evidence for belief in beliefs])
@@ -98,8 +114,8 @@ class GuidedSampler(BaseSampler):
         for draw in range(DRAWS):
             budget = float(options.budget)
             if len(study.directions) > 1:
-                budget = experience.next_budget(trial.number, generator)
-            if draw == 0 and trial.number % 2 == 0:
+                budget = experience.next_budget(number, generator)
+            if draw == 0 and number % 2 == 0:
                 view = int(np.argmax(likely))
                 weights = beliefs[view].mean
             else:

@@ -21,6 +21,7 @@ from ranksearch.export import export
 from ranksearch.finalize import Finalized, finalize
 from ranksearch.fine_tuning import FineTuning
 from ranksearch.loading import is_trusted, load, read_plan_file
+from ranksearch.locks import alone, first
 from ranksearch.picking import pick
 from ranksearch.problem import Problem, calibrate
 from ranksearch.profile import READING, describe_choices, display_front, display_layers, profile_problem, write_profile
@@ -28,13 +29,15 @@ from ranksearch.progress import progress
 from ranksearch.proxies import Proxy, weighed
 from ranksearch.records import finished, front, read_trials
 from ranksearch.report import format_table
-from ranksearch.search import run_trials
+from ranksearch.search import queue_closed_form, run_trials
 from ranksearch.space import SearchSpace
+from ranksearch.storage.stale import wait_for_others
 from ranksearch.training import Recipe, settle_autocast
 
 log = logging.getLogger(__name__)
 
 # Keys of a model that say what to call it, what images it gets, and what becomes of it once it is built.
+BEST_LOCK = "best.lock"
 NOT_OF_THE_BUILDER = ("name", "smallest_input", "input_size", "checkpoint", "num_classes", "rules")
 
 
@@ -140,12 +143,22 @@ def run_search(job: Job, study: Study, proposer: BaseSampler) -> None:
         UserError: the training of the baseline or of the picked plan diverged, or no trial completed.
         KeyboardInterrupt: the person asked to stop; everything finished is kept.
     """
-    problem, finalized = _weighed(job, _calibrated(job)), None
+    problem = _weighed(job, _calibrated(job))
     try:
         _run_trials(job, problem, study, proposer)
-        finalized = _finish(job, problem, study)
-    finally:
-        _write(job, problem, study, finalized)
+    except BaseException:
+        _write(job, problem, study, None)
+        raise
+    with first(job.folder / BEST_LOCK) as ours:
+        if not ours:
+            log.info("all trials are done, and another process sees to the end of the study: leaving")
+            return
+        finalized = None
+        try:
+            wait_for_others(study)
+            finalized = _finish(job, problem, study)
+        finally:
+            _write(job, problem, study, finalized)
     log.info("load it with %s", _load_call(job))
 
 
@@ -161,7 +174,8 @@ def run_finalize(job: Job, study: Study) -> None:
         KeyboardInterrupt: the person asked to stop; the fine-tuning goes on from its last checkpoint.
     """
     problem = _calibrated(job)
-    _write(job, problem, study, _finish(job, problem, study))
+    with alone(job.folder / BEST_LOCK, "finalizes a trial of this study"):
+        _write(job, problem, study, _finish(job, problem, study))
     log.info("load it with %s", _load_call(job))
 
 
@@ -242,11 +256,11 @@ def _is_ours(job: Job) -> bool:
 
 
 def _run_trials(job: Job, problem: Problem, study: Study, proposer: BaseSampler) -> None:
-    settings, records = job.config.study, read_trials(study)
-    done = finished(study)
+    settings = job.config.study
+    with alone(job.folder / "closed_form.lock", "finds the plans of the closed form"):
+        queue_closed_form(study, problem, settings)
+    records, done = read_trials(study), finished(study)
     log.info("study '%s': %d of %d trials finished", settings.name, done, settings.n_trials)
-    if job.config.worker > 0:
-        settings = replace(settings, closed_form_trials=0)  # worker 0 sees to them, or they would be tried twice
     with progress("search", settings.n_trials, done, records) as shown:
         run_trials(study, problem, settings, proposer, shown.trial, job.config.pruning)
 

@@ -29,6 +29,7 @@ from ranksearch.errors import SettingError
 from ranksearch.factorize import factorized_like
 from ranksearch.factorize.dry_run import layer_inputs
 from ranksearch.files import DamagedError, read_state, write_state
+from ranksearch.locks import alone
 from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
 from ranksearch.timing import Timing, time_calls
 
@@ -120,19 +121,21 @@ class MeasuredLatency:
             device: to measure on.
         """
         key = hashlib.sha256(self._made_from(model, input_shape, device).encode()).hexdigest()[:16]
-        path = None if self.cache is None else Path(self.cache) / f"latency-{key}.table"
-        if path is not None and path.exists():
-            try:
-                known = LatencyCost(**read_state(path))
-            except DamagedError as error:
-                log.warning("latency: %s; it is measured anew", error)
-            else:
-                log.info("latency: read from %s", path)
-                return known
-        table = self._measure(model, layers, input_shape, device)
-        if path is not None:
+        if self.cache is None:
+            return self._measure(model, layers, input_shape, device)
+        path = Path(self.cache) / f"latency-{key}.table"
+        with alone(path.with_suffix(".lock"), "times the layers"):
+            if path.exists():
+                try:
+                    known = LatencyCost(**read_state(path))
+                except DamagedError as error:
+                    log.warning("latency: %s; it is measured anew", error)
+                else:
+                    log.info("latency: read from %s", path)
+                    return known
+            table = self._measure(model, layers, input_shape, device)
             write_state(path, vars(table))
-        return table
+            return table
 
     def _made_from(self, model: nn.Module, input_shape: Sequence[int], device: torch.device) -> str:
         settings = {name: value for name, value in vars(self).items() if name != "cache"}

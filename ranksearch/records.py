@@ -17,6 +17,7 @@ RUNGS = "rungs"
 COST = "cost"
 CLOSED_FORM = "closed_form"
 INTERRUPTED = "interrupted"
+DRAWN_TWICE = "drawn by two processes at once, and left to the other"
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ def standings(study: Study) -> list[Standing]:
 
 
 def finished(study: Study) -> int:
-    """How many trials came to an end of their own; those that were interrupted or killed do not count."""
-    of_their_own = (TrialState.COMPLETE, TrialState.PRUNED)
+    """How many trials came to an end of their own; those that were interrupted, killed or drawn twice do not count."""
+    of_their_own, cut_short = (TrialState.COMPLETE, TrialState.PRUNED), (INTERRUPTED, DRAWN_TWICE)
     return sum(
         trial.state in of_their_own
-        or (trial.state == TrialState.FAIL and trial.user_attrs.get(REASON, INTERRUPTED) != INTERRUPTED)
+        or (trial.state == TrialState.FAIL and trial.user_attrs.get(REASON, INTERRUPTED) not in cut_short)
         for trial in study.get_trials(deepcopy=False)
     )
 

@@ -26,6 +26,9 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 def suggest(trial: Trial, space: SearchSpace) -> dict[str, Value]:
     """Ask a trial for its values."""
+    known = trial.params  # of a trial from the queue, which comes with all of them
+    if known.keys() == distributions(space).keys():
+        return known
     return {name: trial._suggest(name, distribution) for name, distribution in distributions(space).items()}
 
 
@@ -48,6 +51,7 @@ class FeasibleSampler(BaseSampler):
         self._space = space
         self._budget = budget
         self._distributions = distributions(space)
+        self._is_apart = False
 
     def __str__(self) -> str:
         return f"Feasible({self._proposer})"
@@ -83,7 +87,12 @@ class FeasibleSampler(BaseSampler):
         return self._proposer.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Pass on to the proposer."""
+        """Pass on to the proposer, which gets a random seed of its own where other processes draw too."""
+        if not self._is_apart:
+            running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if any(other.number != trial.number for other in running):
+                self._proposer.reseed_rng()
+                self._is_apart = True
         self._proposer.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:

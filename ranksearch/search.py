@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import torch
 from optuna import Study, Trial, TrialPruned
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
@@ -19,9 +20,11 @@ from ranksearch.guided import GuidedSampler
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.pruning import PruningSettings, Standing, why_hopeless
+from ranksearch.queueing import is_drawn_twice, is_known, queue, queue_next
 from ranksearch.records import (
     CLOSED_FORM,
     COST,
+    DRAWN_TWICE,
     INTERRUPTED,
     REASON,
     RESULT,
@@ -114,18 +117,35 @@ def run_trials(
         study.sampler = proposer.knowing(problem.space, problem.harms, problem.budget)
     else:
         study.sampler = FeasibleSampler(proposer, problem.space, problem.budget)
-    budgets = closed_form_budgets(problem, settings.closed_form_trials)[: settings.n_trials]
-    if len(study.directions) == 1:
-        budgets = budgets[:1]  # a cheaper plan is no better
-    for plan in closed_form_plans(study, problem, budgets):
-        study.enqueue_trial(problem.space.values(plan), user_attrs={CLOSED_FORM: True}, skip_if_exists=True)
 
     def tell(_: Study, trial: FrozenTrial) -> None:
         on_trial(read_trial(trial))
 
     # One at a time, for others may work on the same study.
     while finished(study) < settings.n_trials:
-        study.optimize(lambda trial: _objective(study, trial, problem, pruning), n_trials=1, callbacks=[tell])
+        if isinstance(study.sampler, GuidedSampler):
+            queue_next(study, study.sampler, problem.space)
+        try:
+            study.optimize(lambda trial: _objective(study, trial, problem, pruning), n_trials=1, callbacks=[tell])
+        except UpdateFinishedTrialError:
+            log.warning("a trial was given up by another process, which took this one for dead: going on")
+
+
+def queue_closed_form(study: Study, problem: Problem, settings: StudySettings) -> None:
+    """Put the closed form's plans into the queue, those that the study does not have; one process at a time does it.
+
+    Args:
+        study: from `study.open_study`.
+        problem: what is searched.
+        settings: how many.
+    """
+    budgets = closed_form_budgets(problem, settings.closed_form_trials)[: settings.n_trials]
+    if len(study.directions) == 1:
+        budgets = budgets[:1]  # a cheaper plan is no better
+    for plan in closed_form_plans(study, problem, budgets):
+        values = problem.space.values(plan)
+        if not is_known(study, values):
+            queue(study, problem.space, values, closed_form=True)
 
 
 def _objective(study: Study, trial: Trial, problem: Problem, pruning: PruningSettings) -> Sequence[float]:
@@ -135,7 +155,7 @@ def _objective(study: Study, trial: Trial, problem: Problem, pruning: PruningSet
         trial.set_user_attr(REASON, INTERRUPTED)
         if trial.params.keys() == distributions(problem.space).keys():
             # The plan is not lost: a later run takes it up.
-            study.enqueue_trial(trial.params, user_attrs={CLOSED_FORM: trial.user_attrs.get(CLOSED_FORM, False)})
+            queue(study, problem.space, trial.params, trial.user_attrs.get(CLOSED_FORM, False))
         raise
 
 
@@ -149,6 +169,9 @@ def _score(study: Study, trial: Trial, problem: Problem, pruning: PruningSetting
         name, scheme = outside[0].spec.name, values.get(outside[0].scheme_parameter)
         by_scheme = "" if scheme is None else f" by scheme '{scheme}'"
         _prune(trial, f"outside the space: latent size {values[name]}{by_scheme} for '{name}'")
+    if is_drawn_twice(study, trial):
+        trial.set_user_attr(REASON, DRAWN_TWICE)
+        return float("nan"), float("nan")
     plan = problem.space.plan(values)
     cost = problem.space.cost.of(plan)
     trial.set_constraint("budget", cost - problem.budget)

@@ -27,7 +27,7 @@ from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.pruning import PruningSettings
 from ranksearch.records import FrontPoint, TrialRecord, finished, front, read_trials
-from ranksearch.search import StudySettings, closed_form_budgets, closed_form_plans, run_trials
+from ranksearch.search import StudySettings, closed_form_budgets, closed_form_plans, queue_closed_form, run_trials
 from ranksearch.storage import sqlite
 from ranksearch.study import OBJECTIVES, open_study
 from ranksearch.training import Recipe
@@ -38,7 +38,9 @@ SETTINGS = {"model": {"depth": 8}, "seed": 0}
 
 def start(problem: Problem, n_trials: int, study: Study | None = None, closed_form: int = 2) -> Study:
     study = study or open_study("s", InMemoryStorage(), SETTINGS)
-    run_trials(study, problem, StudySettings("s", n_trials, closed_form), RandomSampler(seed=0), lambda record: None)
+    settings = StudySettings("s", n_trials, closed_form)
+    queue_closed_form(study, problem, settings)
+    run_trials(study, problem, settings, RandomSampler(seed=0), lambda record: None)
     return study
 
 

@@ -1,0 +1,58 @@
+"""Work that one process of several does while the others wait, or leave."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone(path: Path, what: str) -> Iterator[None]:
+    """Wait until no other process of this machine or file system holds a lock, and hold it.
+
+    The system frees the lock of a process that is killed.
+
+    Args:
+        path: of the lock file; its folder is made as needed.
+        what: the holder does, for the line that tells of waiting.
+    """
+    lock = _lock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process that %s", what)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def first(path: Path) -> Iterator[bool]:
+    """Hold a lock if no other process does, and say whether.
+
+    Args:
+        path: of the lock file; its folder is made as needed.
+    """
+    lock = _lock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _lock(path: Path) -> FileLock:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)

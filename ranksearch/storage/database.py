@@ -1,0 +1,144 @@
+"""Studies in a database: many processes may open it at once, and it may be away for a while."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
+from sqlalchemy import event
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import Session
+
+from ranksearch.storage.stale import Watch, take_up_again
+
+log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
+# Tables made by several processes at once: all but one fail, and find them made the next time.
+TRIES = 8
+# Seconds that a database may be away before a process gives up.
+PATIENCE = 600
+
+
+class Database(RDBStorage):
+    """Optuna's storage in a relational database.
+
+    It writes all parameters of a trial at once, ends trials whose process was killed before its first sign of life, and
+    waits where the database is away.
+
+    Args:
+        url: SQLAlchemy's.
+        heartbeat_seconds: how often a running trial says that it is alive; one that has not for twice as long is ended,
+            and its plan is put back into the queue.
+        engine: what SQLAlchemy's `create_engine` is given.
+
+    Raises:
+        sqlalchemy.exc.DatabaseError: it cannot be reached, or refuses.
+        ImportError: its driver is not installed.
+        RuntimeError: its tables are of another version of Optuna.
+    """
+
+    def __init__(self, url: str, heartbeat_seconds: int, engine: dict[str, Any]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            super().__init__(
+                url,
+                engine_kwargs=engine,
+                heartbeat_interval=heartbeat_seconds,
+                heartbeat_stale_trial_callback=take_up_again,
+            )
+        self._watch = Watch()
+
+    def _set_trial_param_without_commit(
+        self,
+        session: Session,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None = None,
+    ) -> None:
+        """Add a row, without asking first what other trials have: a study's space is the same for all."""
+        row = models.TrialParamModel(
+            trial_id=trial_id,
+            param_name=param_name,
+            param_value=param_value_internal,
+            distribution_json=distribution_to_json(distribution),
+        )
+        session.add(row)
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        """Those whose heartbeat is old by the database's clock, and those that have had none for as long by ours."""
+        old: list[int] = super()._get_stale_trial_ids(study_id)
+        running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+        with self.scoped_session() as session:
+            ids = [trial._trial_id for trial in running]
+            heartbeat = models.TrialHeartbeatModel
+            beating = {row.trial_id for row in session.query(heartbeat).filter(heartbeat.trial_id.in_(ids))}
+        assert self.heartbeat_interval is not None
+        silent = self._watch.silent(dict.fromkeys(set(ids) - beating), 2 * self.heartbeat_interval)
+        return [*old, *silent]
+
+
+def open_database(url: str, heartbeat_seconds: int, engine: dict[str, Any]) -> Database:
+    """Open a database, whoever else does at the same moment; from then on wait where it is away.
+
+    Args:
+        url: SQLAlchemy's.
+        heartbeat_seconds: see `Database`.
+        engine: see `Database`.
+
+    Raises:
+        sqlalchemy.exc.DatabaseError: see `Database`.
+        ImportError: see `Database`.
+        RuntimeError: see `Database`.
+    """
+    database = _in_turn(lambda: Database(url, heartbeat_seconds, engine))
+    event.listen(database.engine, "do_connect", _wait_for_connection)
+    database.engine.dispose()
+    return database
+
+
+def _in_turn(make: Callable[[], Made]) -> Made:
+    for attempt in range(TRIES):
+        try:
+            return make()
+        except DatabaseError as error:
+            if attempt == TRIES - 1 or not _is_a_race(error):
+                raise
+            # Of random length, or the same processes would meet again.
+            time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
+    raise AssertionError
+
+
+def _is_a_race(error: DatabaseError) -> bool:
+    said = str(error.orig).lower()
+    return any(sign in said for sign in ("already exists", "unique", "duplicate", "locked", "deadlock"))
+
+
+def _wait_for_connection(dialect: Any, record: object, arguments: list[Any], settings: dict[str, Any]) -> Any:
+    """Connect as often as it takes, told once."""
+    start, told = time.monotonic(), False
+    while True:
+        try:
+            connection = dialect.connect(*arguments, **settings)
+        except dialect.loaded_dbapi.OperationalError:
+            if time.monotonic() - start > PATIENCE:
+                raise
+            if not told:
+                log.warning("the study's database is away: waiting for up to %d s", PATIENCE)
+                told = True
+            time.sleep(1)
+        else:
+            if told:
+                log.warning("the study's database is back")
+            return connection

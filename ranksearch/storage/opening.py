@@ -1,0 +1,115 @@
+"""Storages opened, and what hinders that told in one line without a secret."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from optuna.exceptions import StorageInternalError
+from sqlalchemy import event, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError
+
+from ranksearch.errors import SettingError, UserError
+from ranksearch.storage.database import Database, open_database
+from ranksearch.storage.journal import Journal
+
+
+def sqlite(path: str, heartbeat_seconds: int = 60) -> Database:
+    """Open or make an SQLite file of studies, for processes of one machine.
+
+    Args:
+        path: of the file; its folder is made as needed.
+        heartbeat_seconds: see `Database`.
+
+    Raises:
+        UserError: the file cannot be opened, or is not a database of Optuna's.
+    """
+    file = Path(path).absolute()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _prepare(file)
+        storage = open_database(f"sqlite:///{file}", heartbeat_seconds, {"connect_args": {"timeout": 60}})
+    except (OSError, sqlite3.Error, DatabaseError, RuntimeError) as error:
+        raise UserError(
+            f"the study database {file} cannot be opened ({_reason(error)}): move it away, or choose storage.path"
+        ) from None
+    event.listen(storage.engine, "connect", _relax_syncing)
+    storage.engine.dispose()
+    return storage
+
+
+def journal(path: str, heartbeat_seconds: int = 60) -> Journal:
+    """Open or make a journal of studies, for processes of one machine or of one file system that can lock files.
+
+    Args:
+        path: of the file; its folder is made as needed.
+        heartbeat_seconds: see `Journal`.
+
+    Raises:
+        UserError: the file cannot be opened, or is not a journal of Optuna's.
+    """
+    file = Path(path).absolute()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return Journal(file, heartbeat_seconds)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the study journal {file} cannot be opened ({_reason(error)}): move it away, or choose storage.path"
+        ) from None
+
+
+def rdb(url: str, heartbeat_seconds: int = 60) -> Database:
+    """Open a database server, for processes of any number of machines.
+
+    Args:
+        url: SQLAlchemy's, such as ``postgresql+psycopg://user:password@host/name``. It comes from the environment, for
+            a password in the configuration would be written down with it; it appears in no message either.
+        heartbeat_seconds: see `Database`.
+
+    Raises:
+        SettingError: the URL is none.
+        UserError: the server cannot be reached or refuses, or its driver is not installed.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        advice = "is no address of a database: use dialect+driver://user:password@host:port/name"
+        raise SettingError("url", "(hidden, it may hold a password)", advice) from None
+    if parsed.get_backend_name() == "sqlite":
+        raise SettingError("url", "sqlite:///...", "is a file, not a server: use storage=sqlite and storage.path")
+    place = f"{parsed.get_backend_name()} at {parsed.host or 'its default host'}, database '{parsed.database or ''}'"
+    engine = {
+        "pool_size": 2,  # the trial and its heartbeat
+        "max_overflow": 2,
+        "pool_pre_ping": True,  # a connection that a restart of the server has cut is replaced
+        "pool_recycle": 1800,  # seconds, before firewalls forget it
+        "connect_args": {"connect_timeout": 10},  # seconds
+    }
+    try:
+        return open_database(url, heartbeat_seconds, engine)
+    except ImportError as error:
+        extra = {"postgresql": "postgresql", "mysql": "mysql"}.get(parsed.get_backend_name())
+        remedy = f"pip install 'ranksearch[{extra}]'" if extra else "install it"
+        raise UserError(f"the driver of {place} is missing ({error.name}): {remedy}") from None
+    except (DatabaseError, StorageInternalError, RuntimeError) as error:
+        reason = _reason(error)
+        for secret in {parsed.password, url} - {None, ""}:
+            reason = reason.replace(str(secret), "***")
+        raise UserError(f"{place}, cannot be opened ({reason}): check RANKSEARCH_STORAGE and the server") from None
+
+
+def _reason(error: BaseException) -> str:
+    said = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
+    return said.splitlines()[0]
+
+
+def _prepare(file: Path) -> None:
+    """Switch the file to write-ahead logging, which stays with it: readers and the writer no longer wait."""
+    with sqlite3.connect(file, timeout=60) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    connection.close()
+
+
+def _relax_syncing(connection: sqlite3.Connection, _: object) -> None:
+    # With write-ahead logging a killed process loses nothing; only a power cut may take the last moment with it.
+    connection.execute("PRAGMA synchronous=NORMAL")
