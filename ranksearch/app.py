@@ -32,7 +32,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from ranksearch.building import build, build_data, build_fine_tuning, build_model, build_sampler, rules_of
-from ranksearch.config import RunConfig
+from ranksearch.config import RunConfig, Schemas
 from ranksearch.cost import CostModel, MeasuredCost
 from ranksearch.datasets import held_on
 from ranksearch.device import choose_device
@@ -40,9 +40,9 @@ from ranksearch.errors import SettingError, UserError
 from ranksearch.job import Job, run_export, run_finalize, run_profile, run_search
 from ranksearch.problem import describe_space
 from ranksearch.proxies import Proxy
-from ranksearch.schema import freeze, mergeable
+from ranksearch.schema import freeze
 from ranksearch.study import check_sampler, open_study
-from ranksearch.training import Recipe
+from ranksearch.sweep import JobOutcome, write_outcome
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,6 @@ def main() -> None:
         command()
     except KeyboardInterrupt:
         sys.exit(130)
-    except UserError:
-        sys.exit(2)  # of a sweep's job, which has told it already
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(_complain(_explain(error)))
     except OSError as error:
@@ -90,8 +88,8 @@ def main() -> None:
 
 def register_schemas() -> None:
     """Tell Hydra the types of all keys, which the first entries of the defaults lists in `conf/` name."""
-    ConfigStore.instance().store("schema", mergeable(RunConfig))
-    ConfigStore.instance().store("recipe", mergeable(Recipe), group="fine_tune")
+    ConfigStore.instance().store("schema", Schemas.RunConfig)
+    ConfigStore.instance().store("recipe", Schemas.Recipe, group="fine_tune")
 
 
 def _complain(message: str) -> int:
@@ -120,36 +118,59 @@ def _explain(error: Exception) -> str:
 
 
 def _run(cfg: DictConfig) -> None:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        _run_job(cfg)
+        return
+    try:
+        _perform(cfg)
+    except UserError as error:
+        sys.exit(_complain(str(error)))
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        sys.exit(_complain(f"the disk of {cfg.outputs} is full, what finished is kept: make room and run this again"))
+
+
+def _run_job(cfg: DictConfig) -> None:
+    """Run one job of a sweep, and leave word of how it ended: the others go on, whatever happens to it."""
+    hydra_config, reason = HydraConfig.get(), None
+    try:
+        _perform(cfg)
+    except UserError as error:
+        reason = str(error)
+        _complain(reason)
+    except Exception as error:
+        log.exception("job %s failed", hydra_config.job.num)
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    study = str(cfg.study.name) if not OmegaConf.missing_keys(cfg) else ""
+    folder = str(Path(cfg.outputs) / study)
+    outcome = JobOutcome(int(hydra_config.job.num), list(hydra_config.overrides.task), study, folder, reason)
+    write_outcome(Path(hydra_config.runtime.output_dir), outcome)
+
+
+def _perform(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     try:
-        try:
-            plain, config = _read(cfg)
-            if config.task == "export":
-                run_export(config)
-                return
-            job = _prepare(cfg, plain, config)
-            search = _open_study(job) if config.task in ("search", "finalize") else None
-        except UserError:
+        plain, config = _read(cfg)
+        if config.task == "export":
+            run_export(config)
+            return
+        job = _prepare(cfg, plain, config)
+        search = _open_study(job) if config.task in ("search", "finalize") else None
+    except UserError:
+        if hydra_config.mode == RunMode.RUN:
             _forget_run(Path(hydra_config.runtime.output_dir), Path(cfg.outputs))
-            raise
+        raise
+    try:
         if search is None:
             run_profile(job)
         elif config.task == "finalize":
             run_finalize(job, search[0])
         else:
             run_search(job, *search)
-    except UserError as error:
-        _complain(str(error))
-        if hydra_config.mode == RunMode.RUN:
-            sys.exit(2)
-        raise  # a sweep first runs its other jobs
     except KeyboardInterrupt:
         log.warning("interrupted: everything finished is kept; run the same command again to go on")
         raise
-    except Exception as error:
-        if hydra_config.mode != RunMode.RUN or not _is_full_disk(error):
-            raise
-        sys.exit(_complain(f"the disk of {cfg.outputs} is full, what finished is kept: make room and run this again"))
 
 
 def _is_full_disk(error: BaseException | None) -> bool:

@@ -15,8 +15,10 @@ from ranksearch.picking import PickSettings
 from ranksearch.problem import CalibrationSettings
 from ranksearch.pruning import PruningSettings
 from ranksearch.rules import SpaceSettings
+from ranksearch.schema import by_name
 from ranksearch.search import StudySettings
 from ranksearch.study import OBJECTIVES
+from ranksearch.training import Recipe
 
 TASKS = ("search", "finalize", "profile", "export")
 
@@ -64,3 +66,7 @@ class RunConfig:
         for what, limit in (("seed", 2**31), ("worker", 10**6)):
             if not 0 <= getattr(self, what) < limit:
                 raise SettingError(what, getattr(self, what), f"is out of range: use 0 to {limit - 1}")
+
+
+# What Hydra merges and checks, with every key's type.
+Schemas = by_name((RunConfig, Recipe), __name__, "Schemas")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,12 +27,26 @@ CHECKSUM = "sha256"
 def _replacing(path: Path) -> Iterator[Path]:
     """Give a neighbour to write to, and rename it to the file once the block ends well; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}")
+    prefix = f".{path.name}.{platform.node()}."
+    neighbour = path.with_name(f"{prefix}{os.getpid()}")
     try:
         yield neighbour
         neighbour.replace(path)
     finally:
         neighbour.unlink(missing_ok=True)
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _is_alive(left.name.removeprefix(prefix)):
+            left.unlink(missing_ok=True)  # half a file, of a process that was killed
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError):
+        return True  # not ours to judge
+    return True
 
 
 def write_text(path: Path, content: str) -> None:

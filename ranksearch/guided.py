@@ -26,6 +26,8 @@ from ranksearch.experience import Experience, Options
 from ranksearch.sampler import distributions
 from ranksearch.space import Errors, SearchSpace, Value
 
+# Of a trial whose plan the study has had, for it has had all there are.
+AGAIN = "again"
 # Draws of plans that the study has already, before a neighbour of one is taken.
 DRAWS = 10
 
@@ -75,6 +77,7 @@ class GuidedSampler(BaseSampler):
             return {}
         drawn = self.propose(study, trial.number)
         if drawn is None:
+            study._storage.set_trial_user_attr(trial._trial_id, AGAIN, True)
             drawn = options.space.values(options.table.plan(options.table.best(options.rest(options.budget))))
         return dict(drawn)
 

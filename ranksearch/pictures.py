@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,6 +18,8 @@ from ranksearch.records import FrontPoint, TrialRecord
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#B8B8B8", "#222222"
 DENSE = "dense"
+SEVERAL = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", BLACK)
+MARKERS = "os^D"
 COLORS = {"full": BLUE, "vertical": GREEN, "horizontal": "#56B4E9", "pointwise": "#CC79A7", DENSE: BLACK}
 
 
@@ -74,6 +77,32 @@ def draw_front(problem: Problem, records: Sequence[TrialRecord], points: Sequenc
     axes.set_axisbelow(True)
     axes.legend(fontsize=8, loc="lower right")
     _speedup_axis(axes, dense, scale.name)
+    return figure
+
+
+def draw_fronts(fronts: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw the fronts of several studies over one another, with each one's dense model as a dotted line.
+
+    Args:
+        fronts: study -> what its `front.json` holds.
+    """
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for index, (study, front) in enumerate(fronts.items()):
+        color, marker = SEVERAL[index % len(SEVERAL)], MARKERS[index // len(SEVERAL) % len(MARKERS)]
+        speedups = [point["speedup"] for point in front["points"]]
+        accuracies = [100 * point["accuracy"] for point in front["points"]]
+        axes.plot(speedups, accuracies, color=color, marker=marker, markersize=5, drawstyle="steps-pre", label=study)
+        axes.axhline(100 * front["dense"]["accuracy"], color=color, linestyle=":", linewidth=1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
+    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("speedup, in what each study counts")
+    axes.set_ylabel("validation accuracy, %")
+    axes.grid(color="#EEEEEE")
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=8)
     return figure
 
 

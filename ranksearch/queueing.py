@@ -9,8 +9,8 @@ import optuna
 from optuna import Study, Trial
 from optuna.trial import TrialState
 
-from ranksearch.guided import GuidedSampler
-from ranksearch.records import CLOSED_FORM, REASON
+from ranksearch.guided import AGAIN, GuidedSampler
+from ranksearch.records import CLOSED_FORM, FIXED, REASON
 from ranksearch.sampler import distributions
 from ranksearch.space import SearchSpace
 
@@ -59,18 +59,21 @@ def is_known(study: Study, values: Mapping[str, Any]) -> bool:
 
 
 def is_drawn_twice(study: Study, trial: Trial) -> bool:
-    """Whether another process is at the same plan, and drew it first: both drew before either could see the other's.
+    """Whether another process drew the same plan first: both drew before either could see the other's.
 
     Args:
         study: the trial's.
         trial: that runs.
     """
-    if CLOSED_FORM not in trial.user_attrs:
-        return False
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    if AGAIN in trial.user_attrs or FIXED in trial.system_attrs:
+        return False  # someone wants it again
+    states = (TrialState.RUNNING,)
+    if CLOSED_FORM in trial.user_attrs:  # from the queue, where no plan is put that a trial has had
+        states = (TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.PRUNED)
     return any(
         other.number < trial.number
         and other.params == trial.params
-        and REASON not in other.user_attrs  # or it was interrupted, and put this one into the queue
-        for other in running
+        # An interrupted one has just put this one into the queue.
+        and (other.state != TrialState.RUNNING or REASON not in other.user_attrs)
+        for other in study.get_trials(deepcopy=False, states=states)
     )

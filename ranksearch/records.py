@@ -16,6 +16,7 @@ REASON = "reason"
 RUNGS = "rungs"
 COST = "cost"
 CLOSED_FORM = "closed_form"
+FIXED = "fixed_params"  # as Optuna names what was enqueued by hand
 INTERRUPTED = "interrupted"
 DRAWN_TWICE = "drawn by two processes at once, and left to the other"
 

@@ -128,7 +128,7 @@ def write_report(
     parts.append("</ul>")
     parts.append(
         "<h2>The front</h2>"
-        + _figure(
+        + figure(
             to_svg(draw_front(problem, records, points, picked)),
             "Each mark is a trial, scored on the validation split after its brief fine-tuning.",
         )
@@ -138,24 +138,33 @@ def write_report(
         shown = finalized.point if finalized else points[-1]
         parts.append("<h2>Scheme and latent size of every layer</h2>")
         parts.append(
-            _figure(
+            figure(
                 to_svg(draw_latent_sizes(problem, shown)),
                 "The picked plan. A latent size above the "
                 "break-even rank would cost more than the dense layer, so it is never chosen.",
             )
         )
-        parts.append(_figure(to_svg(draw_heat_map(problem, points)), "All plans of the front."))
+        parts.append(figure(to_svg(draw_heat_map(problem, points)), "All plans of the front."))
     if finalized:
         code = f"import ranksearch\nnetwork = {load_call}"
         if finalized.timed:
             parts.append("<h2>By the clock</h2>" + _clock_table(problem, finalized))
         parts.append(f"<h2>Load the picked network</h2><pre>{escape(code)}</pre>")
     parts.append(f"<h2>Settings</h2><pre>{escape(json.dumps(settings, indent=2))}</pre>")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(study)}</title>'
-    page = (
-        f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
-    )
-    write_text(path, page + "\n")
+    write_text(path, page(study, parts))
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole page of HTML, which needs no other file."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    body = "".join(parts)
+    return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of plain text as HTML, the first of them the header."""
+    lines = [_html_row([escape(cell) for cell in row], "td" if index else "th") for index, row in enumerate(rows)]
+    return f"<table>{''.join(lines)}</table>"
 
 
 def _headline(problem: Problem, finalized: Finalized | None) -> str:
@@ -174,7 +183,8 @@ def _by_scheme(plan: RankPlan) -> str:
     return ", ".join(f"{counts[scheme]} {scheme}" for scheme in SCHEMES if counts[scheme]) or "all dense"
 
 
-def _figure(svg: str, caption: str) -> str:
+def figure(svg: str, caption: str) -> str:
+    """A picture with a line below it, as HTML."""
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

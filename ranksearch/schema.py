@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ranksearch.errors import SettingError
@@ -30,6 +31,28 @@ def mergeable(settings: type) -> type:
             default = field(default_factory=entry.default_factory)
         entries.append((entry.name, kind, default))
     return make_dataclass(settings.__name__, entries, kw_only=True)
+
+
+def by_name(roots: Iterable[type], module: str, namespace: str) -> SimpleNamespace:
+    """Make the twins of settings classes and of all that they hold, as attributes of a namespace.
+
+    Other processes find a class by its name; one made at run time would reach them as a copy that is another class.
+
+    Args:
+        roots: settings classes.
+        module: that holds the namespace.
+        namespace: its name there.
+    """
+    found: dict[str, type] = {}
+    waiting = list(roots)
+    while waiting:
+        settings = waiting.pop()
+        twin = found[settings.__name__] = mergeable(settings)
+        twin.__module__, twin.__qualname__ = module, f"{namespace}.{settings.__name__}"
+        hints = get_type_hints(settings).values()
+        held = [get_args(hint)[0] if get_origin(hint) is list else hint for hint in hints]
+        waiting += [hint for hint in held if is_dataclass(hint) and isinstance(hint, type)]
+    return SimpleNamespace(**found)
 
 
 def _twin(hint: Any) -> Any:

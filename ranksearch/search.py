@@ -127,8 +127,10 @@ def run_trials(
             queue_next(study, study.sampler, problem.space)
         try:
             study.optimize(lambda trial: _objective(study, trial, problem, pruning), n_trials=1, callbacks=[tell])
-        except UpdateFinishedTrialError:
-            log.warning("a trial was given up by another process, which took this one for dead: going on")
+        except (UpdateFinishedTrialError, ValueError) as error:
+            if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a "):
+                raise
+            log.warning("another process took this one for dead and gave its trial up: going on")
 
 
 def queue_closed_form(study: Study, problem: Problem, settings: StudySettings) -> None:

@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy import event, make_url
+from sqlalchemy import Connection, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from ranksearch.errors import SettingError, UserError
@@ -33,7 +33,8 @@ def sqlite(path: str, heartbeat_seconds: int = 60) -> Database:
         raise UserError(
             f"the study database {file} cannot be opened ({_reason(error)}): move it away, or choose storage.path"
         ) from None
-    event.listen(storage.engine, "connect", _relax_syncing)
+    event.listen(storage.engine, "connect", _prepare_connection)
+    event.listen(storage.engine, "begin", _lock_at_once)
     storage.engine.dispose()
     return storage
 
@@ -110,6 +111,12 @@ def _prepare(file: Path) -> None:
     connection.close()
 
 
-def _relax_syncing(connection: sqlite3.Connection, _: object) -> None:
+def _prepare_connection(connection: sqlite3.Connection, _: object) -> None:
     # With write-ahead logging a killed process loses nothing; only a power cut may take the last moment with it.
     connection.execute("PRAGMA synchronous=NORMAL")
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says so
+
+
+def _lock_at_once(connection: Connection) -> None:
+    """Lock the file before the first read: SQLite has no row locks, and two processes would take the same trial."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

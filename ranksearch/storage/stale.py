@@ -8,18 +8,20 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import optuna
 from optuna import Study
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.storages import fail_stale_trials
 from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.trial import FrozenTrial, TrialState
 
-from ranksearch.records import CLOSED_FORM, COST
+from ranksearch.records import CLOSED_FORM, COST, FIXED
 
 log = logging.getLogger(__name__)
 
 # A plan that took its process down so often is given up.
 RETRIES = 3
+RETRY = "retry"
 
 
 class Watch:
@@ -50,11 +52,19 @@ def take_up_again(study: Study, trial: FrozenTrial) -> None:
         study: the trial's.
         trial: that was ended for want of a sign of life.
     """
-    whole = CLOSED_FORM in trial.user_attrs or COST in trial.user_attrs or "fixed_params" in trial.system_attrs
-    if whole:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
+    fixed = {name: trial.system_attrs[name] for name in (FIXED,) if name in trial.system_attrs}
+    whole = CLOSED_FORM in trial.user_attrs or COST in trial.user_attrs
+    retries = trial.user_attrs.get(RETRY, 0) + 1
+    if retries > RETRIES or not (whole or fixed):
+        return
+    again = optuna.create_trial(
+        state=TrialState.WAITING,
+        params=trial.params if whole else {},
+        distributions=trial.distributions if whole else {},
+        user_attrs={CLOSED_FORM: trial.user_attrs.get(CLOSED_FORM, False), RETRY: retries},
+        system_attrs=fixed,
+    )
+    study.add_trial(again)
 
 
 def wait_for_others(study: Study) -> None:

@@ -1,0 +1,155 @@
+"""A sweep's studies side by side: `sweep.csv` and `sweep.html`, from what each of its jobs left behind."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ranksearch.files import write_json, write_text
+from ranksearch.pictures import draw_fronts, to_svg
+from ranksearch.report import figure, page, table
+
+OUTCOME = "job.json"
+SPEEDUPS = (1.5, 2.0, 3.0, 4.0)
+COLUMNS = (
+    "job",
+    "overrides",
+    "study",
+    "status",
+    "reason",
+    "trial",
+    "validation_accuracy",
+    "speedup",
+    "cost",
+    "cost_unit",
+    "macs",
+    "params",
+    "dense_validation_accuracy",
+)
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """How a job of a sweep ended.
+
+    Attributes:
+        number: of the job, from 0.
+        overrides: as given on the command line.
+        study: that it worked on.
+        folder: of the study's artifacts.
+        reason: why it failed; None where it did not.
+    """
+
+    number: int
+    overrides: list[str]
+    study: str
+    folder: str
+    reason: str | None = None
+
+    def front(self) -> Mapping[str, Any] | None:
+        """The study's `front.json`; None where there is none."""
+        try:
+            found: Mapping[str, Any] = json.loads((Path(self.folder) / "front.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+
+def write_outcome(folder: Path, outcome: JobOutcome) -> None:
+    """Leave word of how a job ended.
+
+    Args:
+        folder: of the job.
+        outcome: of the job.
+    """
+    write_json(folder / OUTCOME, asdict(outcome))
+
+
+def read_outcomes(folder: Path) -> list[JobOutcome]:
+    """How the jobs of a sweep ended, by number; one that left no word was killed.
+
+    Args:
+        folder: of the sweep, which holds a folder for each job.
+    """
+    outcomes = []
+    for job in (path for path in folder.iterdir() if path.name.isdigit()):
+        try:
+            outcomes.append(JobOutcome(**json.loads((job / OUTCOME).read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError):
+            outcomes.append(JobOutcome(int(job.name), [], "", "", "it was killed, or its machine is gone"))
+    return sorted(outcomes, key=lambda outcome: outcome.number)
+
+
+def apart(outcomes: Sequence[JobOutcome]) -> list[str]:
+    """What sets each job apart: its overrides but those that all have."""
+    everywhere = set.intersection(*(set(outcome.overrides) for outcome in outcomes)) if len(outcomes) > 1 else set()
+    return [" ".join(word for word in outcome.overrides if word not in everywhere) for outcome in outcomes]
+
+
+def write_sweep(folder: Path) -> list[tuple[str, ...]]:
+    """Write `sweep.csv` and `sweep.html`.
+
+    Args:
+        folder: of the sweep.
+
+    Returns:
+        A header and a row per job, for a terminal.
+    """
+    outcomes = read_outcomes(folder)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    fronts: dict[str, Mapping[str, Any]] = {}  # several jobs may have worked on one study
+    rows = [("job", "study", "dense", *(f"at {speedup:g}x" for speedup in SPEEDUPS), "settings")]
+    for outcome, settings in zip(outcomes, apart(outcomes), strict=True):
+        front = outcome.front()
+        writer.writerows(_csv_rows(outcome, settings, front))
+        if front is not None:
+            fronts.setdefault(outcome.study, front)
+        rows.append(_row(outcome, settings, front))
+    write_text(folder / "sweep.csv", text.getvalue())
+    failed = [outcome for outcome in outcomes if outcome.reason]
+    parts = [f"<p>{len(outcomes)} jobs, {len(failed)} of them failed.</p>"]
+    if fronts:
+        caption = "The best trials of every study, accuracy on the validation split after the trials' fine-tuning."
+        parts.append(figure(to_svg(draw_fronts(fronts)), caption))
+    parts.append(table(rows))
+    if failed:
+        parts.append("<h2>Failed</h2>" + table([("job", "reason"), *((str(f.number), f.reason or "") for f in failed)]))
+    write_text(folder / "sweep.html", page("ranksearch: sweep", parts))
+    return rows
+
+
+def _csv_rows(outcome: JobOutcome, settings: str, front: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    known = {
+        "job": outcome.number,
+        "overrides": settings,
+        "study": outcome.study,
+        "status": "failed" if outcome.reason else "done",
+        "reason": outcome.reason,
+    }
+    if front is None or outcome.reason:
+        return [known]
+    dense = {"dense_validation_accuracy": front["dense"]["accuracy"], "cost_unit": front["measured"]["cost"]}
+    kept = ("trial", "speedup", "cost", "macs", "params")
+    return [
+        {**known, **dense, "validation_accuracy": point["accuracy"], **{key: point[key] for key in kept}}
+        for point in front["points"]
+    ]
+
+
+def _row(outcome: JobOutcome, settings: str, front: Mapping[str, Any] | None) -> tuple[str, ...]:
+    if front is None or outcome.reason:
+        return (str(outcome.number), outcome.study, "failed", *[""] * len(SPEEDUPS), settings)
+    best = [_best(front["points"], speedup) for speedup in SPEEDUPS]
+    return (str(outcome.number), outcome.study, f"{front['dense']['accuracy']:.2%}", *best, settings)
+
+
+def _best(points: Sequence[Mapping[str, Any]], speedup: float) -> str:
+    fast = [point["accuracy"] for point in points if point["speedup"] >= speedup]
+    return f"{max(fast):.2%}" if fast else "-"

@@ -1,0 +1,164 @@
+"""Worker processes of one study that are killed at random moments; started by the tests as a process of its own.
+
+`python tests/faults.py STORAGE FOLDER KILLS SEED` prints a line of JSON: what the invariants of a study came to.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch, whose threads would not survive a fork
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import optuna
+import torch
+from optuna import Study
+from optuna.storages import BaseStorage
+
+from ranksearch.artifacts import write_front, write_trials
+from ranksearch.baseline import BaselineSettings, train_or_read
+from ranksearch.constraint import Constraint
+from ranksearch.cost import MacsCost
+from ranksearch.guided import GuidedSampler
+from ranksearch.image_sets import digits
+from ranksearch.locks import alone
+from ranksearch.models import cifar_resnet
+from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
+from ranksearch.records import TrialRecord, finished, front, read_trials
+from ranksearch.rules import SpaceSettings
+from ranksearch.search import StudySettings, queue_closed_form, run_trials
+from ranksearch.storage import journal, rdb, sqlite
+from ranksearch.storage.stale import wait_for_others
+from ranksearch.study import open_study
+from ranksearch.training import Recipe
+
+CPU = torch.device("cpu")
+WORKERS = 4
+HEARTBEAT = 1  # seconds
+
+
+def open_storage(where: str, folder: Path) -> BaseStorage:
+    if where == "sqlite":
+        return sqlite(str(folder / "studies.db"), HEARTBEAT)
+    if where == "journal":
+        return journal(str(folder / "studies.journal"), HEARTBEAT)
+    return rdb(where, HEARTBEAT)
+
+
+def make_problem() -> Problem:
+    splits = digits(image_size=8, validation_share=0.2, test_share=0.2, split_seed=0)
+    torch.manual_seed(0)
+    model = cifar_resnet(8, 10).eval()
+    space = describe_space(model, splits, SpaceSettings(), MacsCost(), CPU)
+    budget = Constraint(1.5).budget(space)
+    settings = CalibrationSettings(64, 32, comparison_images=32, sequential_images=32)
+    return calibrate(model, splits, space, settings, budget, Recipe(1, learning_rate=0.01), 0, CPU)
+
+
+def work(problem: Problem, where: str, folder: Path, number: int, n_trials: int) -> None:
+    """What a process of a search does: baseline, queue, trials, artifacts."""
+    torch.manual_seed(number % 3)
+    fresh = cifar_resnet(8, 10)
+    made_from, nothing = {"model": "resnet8"}, lambda step, loss: None
+    train_or_read(fresh, problem.splits, BaselineSettings(4), made_from, folder / "cache", number % 3, CPU, nothing)
+    study = open_study("s", open_storage(where, folder), {"seed": 0})
+    settings = StudySettings("s", n_trials, closed_form_trials=4)
+    with alone(folder / "closed_form.lock", "queues plans"):
+        queue_closed_form(study, problem, settings)
+    told = (folder / f"told-{os.getpid()}").open("a")
+
+    def on_trial(record: TrialRecord) -> None:
+        value = None if record.result is None else record.result.accuracy
+        told.write(json.dumps([record.number, record.state, value]) + "\n")
+        told.flush()
+        write(problem, study, folder)
+
+    run_trials(study, problem, settings, GuidedSampler(0), on_trial)
+    wait_for_others(study)
+
+
+def write(problem: Problem, study: Study, folder: Path) -> None:
+    records = read_trials(study)
+    write_trials(folder / "trials.csv", problem, records)
+    write_front(folder / "front.json", "s", problem, front(records))
+
+
+def start(*arguments: Any) -> int:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work(*arguments)
+            code = 0
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(code)
+    return pid
+
+
+def main(where: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    generator, problem, started = random.Random(seed), make_problem(), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    living: list[int] = []
+    for kill in range(kills):
+        while len(living) < WORKERS:
+            living.append(start(problem, where, folder, started, 10**6))
+            started += 1
+        time.sleep(generator.uniform(0.0, 2.0))
+        victims = living if kill % 10 == 9 else [generator.choice(living)]
+        for pid in list(victims):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            living.remove(pid)
+    for pid in living:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    study = open_study("s", open_storage(where, folder), {"seed": 0})
+    n_trials = finished(study) + 2 * WORKERS
+    last = [start(problem, where, folder, started + index, n_trials) for index in range(WORKERS)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in last]
+    return {"kills": kills, "failed": sum(code != 0 for code in codes), **invariants(folder, study, n_trials)}
+
+
+def invariants(folder: Path, study: Study, n_trials: int) -> dict[str, Any]:
+    records = {record.number: record for record in read_trials(study)}
+    told = [json.loads(line) for file in folder.glob("told-*") for line in file.read_text().splitlines()]
+    lost = 0
+    for number, state, value in told:
+        found = records.get(number)
+        kept = None if found is None or found.result is None else found.result.accuracy
+        lost += found is None or found.state != state or kept != value
+    ended = [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
+    plans = Counter(json.dumps(trial.params, sort_keys=True) for trial in ended)
+    halves = [file.name for file in folder.rglob(".*") if file.is_file()]  # neighbours that were not renamed
+    rows = list(csv.DictReader((folder / "trials.csv").open()))
+    front_of_file = json.loads((folder / "front.json").read_text())["points"]
+    whole = all(None not in row.values() for row in rows) and len(front_of_file) == len(front(list(records.values())))
+    return {
+        "finished": finished(study),
+        "told": len(told),
+        "lost": lost,
+        "told_twice": len(told) - len({number for number, *_ in told}),
+        "duplicates": sum(count - 1 for count in plans.values()),
+        "halves": halves,
+        "whole": whole,
+        "running": sum(record.state == "RUNNING" for record in records.values()),
+        "overshoot": finished(study) - n_trials,
+        "closed_form": sum(record.closed_form and record.state == "COMPLETE" for record in records.values()),
+        "queued": len({json.dumps(t.params, sort_keys=True) for t in study.trials if t.user_attrs.get("closed_form")}),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))))
