@@ -65,15 +65,18 @@ def is_drawn_twice(study: Study, trial: Trial) -> bool:
         study: the trial's.
         trial: that runs.
     """
-    if AGAIN in trial.user_attrs or FIXED in trial.system_attrs:
+    trials = study.get_trials(deepcopy=False)
+    ours = next(frozen for frozen in trials if frozen.number == trial.number)
+    if AGAIN in ours.user_attrs or FIXED in ours.system_attrs:
         return False  # someone wants it again
-    states = (TrialState.RUNNING,)
-    if CLOSED_FORM in trial.user_attrs:  # from the queue, where no plan is put that a trial has had
-        states = (TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.PRUNED)
+    states = {TrialState.RUNNING}
+    if CLOSED_FORM in ours.user_attrs:  # from the queue, where no plan is put that a trial has had
+        states |= {TrialState.WAITING, TrialState.COMPLETE, TrialState.PRUNED}
     return any(
-        other.number < trial.number
-        and other.params == trial.params
+        other.number < ours.number
+        and other.state in states
+        and other.params == ours.params
         # An interrupted one has just put this one into the queue.
         and (other.state != TrialState.RUNNING or REASON not in other.user_attrs)
-        for other in study.get_trials(deepcopy=False, states=states)
+        for other in trials
     )
