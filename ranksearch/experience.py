@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from ranksearch.allocation import Indices, OptionTable
 from ranksearch.layer_weights import LogWeights, learn
 from ranksearch.plan import SCHEMES
-from ranksearch.records import RESULT, undominated
+from ranksearch.records import DRAWN_TWICE, REASON, RESULT, undominated
 from ranksearch.space import Errors, SearchSpace, Value
 
 Array = NDArray[np.float64]
@@ -136,7 +136,7 @@ class Experience:
         for trial in study.get_trials(deepcopy=False):
             params = trial.params or trial.system_attrs.get("fixed_params", {})
             chosen = options.read(params)
-            if chosen is None:
+            if chosen is None or trial.user_attrs.get(REASON) == DRAWN_TWICE:
                 continue
             tried[tuple(chosen)] = cost = options.fixed + options.table.cost(chosen)
             if trial.state == TrialState.COMPLETE and cost <= options.budget:

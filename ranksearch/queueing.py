@@ -59,23 +59,29 @@ def is_known(study: Study, values: Mapping[str, Any]) -> bool:
 
 
 def is_drawn_twice(study: Study, trial: Trial) -> bool:
-    """Whether another process drew the same plan first: both drew before either could see the other's.
+    """Whether another trial has the same plan: both were drawn before either could be seen.
+
+    A plan from the queue is there for all to see from the first, so of two such the one that came first goes on. A plan
+    that a trial drew for itself, because others had emptied the queue, shows later than its number says, and yields to
+    any other. So no plan is tried twice; one that both gave up may be drawn again.
 
     Args:
         study: the trial's.
-        trial: that runs.
+        trial: that has all its values.
     """
     trials = study.get_trials(deepcopy=False)
     ours = next(frozen for frozen in trials if frozen.number == trial.number)
     if AGAIN in ours.user_attrs or FIXED in ours.system_attrs:
         return False  # someone wants it again
-    states = {TrialState.RUNNING}
-    if CLOSED_FORM in ours.user_attrs:  # from the queue, where no plan is put that a trial has had
+    queued, states = CLOSED_FORM in ours.user_attrs, {TrialState.RUNNING}
+    if queued or isinstance(
+        study.sampler, GuidedSampler
+    ):  # other samplers may well draw what they have seen the end of
         states |= {TrialState.WAITING, TrialState.COMPLETE, TrialState.PRUNED}
     return any(
-        other.number < ours.number
+        other.params == ours.params
         and other.state in states
-        and other.params == ours.params
+        and (other.number < ours.number if queued else other.number != ours.number)
         # An interrupted one has just put this one into the queue.
         and (other.state != TrialState.RUNNING or REASON not in other.user_attrs)
         for other in trials

@@ -9,11 +9,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core, so one thr
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from postgresql import MISSING, Server, programs
 from torch import nn
 
 from ranksearch.constraint import Constraint
@@ -58,3 +61,28 @@ def base_problem(splits: Splits, trained: nn.Module) -> Problem:
 @pytest.fixture
 def problem(base_problem: Problem) -> Problem:
     return dataclasses.replace(base_problem)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A PostgreSQL server, which a test may stop and resume."""
+    if programs() is None:
+        pytest.skip(MISSING)
+    folder = tmp_path_factory.mktemp("postgresql")
+    for outer in (folder, *folder.parents):  # which the server's own user goes through
+        if outer.owner() != "root" or outer.stat().st_mode & 0o005 != 0o005:
+            outer.chmod(outer.stat().st_mode | 0o055)
+        if outer == Path(outer.anchor) or outer.name == "tmp":
+            break
+    server = Server.start(folder / "server")
+    yield server
+    server.stop("immediate")
+
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def database(server: Server) -> str:
+    """The URL of an empty database."""
+    return server.create(f"test{next(NUMBERS)}")

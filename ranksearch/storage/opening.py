@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from filelock import FileLock
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import Connection, event, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 
 from ranksearch.errors import SettingError, UserError
 from ranksearch.storage.database import Database, open_database
@@ -27,8 +28,9 @@ def sqlite(path: str, heartbeat_seconds: int = 60) -> Database:
     file = Path(path).absolute()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _prepare(file)
-        storage = open_database(f"sqlite:///{file}", heartbeat_seconds, {"connect_args": {"timeout": 60}})
+        with FileLock(f"{file}.lock"):
+            _prepare(file)
+            storage = open_database(f"sqlite:///{file}", heartbeat_seconds, {"connect_args": {"timeout": 60}})
     except (OSError, sqlite3.Error, DatabaseError, RuntimeError) as error:
         raise UserError(
             f"the study database {file} cannot be opened ({_reason(error)}): move it away, or choose storage.path"
@@ -73,7 +75,8 @@ def rdb(url: str, heartbeat_seconds: int = 60) -> Database:
     """
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):
+        parsed.get_dialect()
+    except (ArgumentError, NoSuchModuleError, ValueError):
         advice = "is no address of a database: use dialect+driver://user:password@host:port/name"
         raise SettingError("url", "(hidden, it may hold a password)", advice) from None
     if parsed.get_backend_name() == "sqlite":

@@ -1,0 +1,204 @@
+"""Storages are opened by many at once, lose nothing that was written, and tell in one line what hinders them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import BaseStorage
+from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.trial import TrialState
+
+from ranksearch.errors import UserError
+from ranksearch.records import CLOSED_FORM
+from ranksearch.storage import journal, rdb, sqlite
+from ranksearch.storage.database import Database
+from ranksearch.storage.journal import Journal
+from ranksearch.storage.stale import RETRIES, Watch, wait_for_others
+from ranksearch.study import open_study
+
+DISTRIBUTIONS = {"layer": optuna.distributions.IntDistribution(1, 100)}
+Opener = Callable[[], BaseStorage]
+
+
+# Trials are asked for one by one here, which a search never does.
+pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed")
+
+
+@pytest.fixture
+def closing() -> Iterator[Callable[[BaseStorage], BaseStorage]]:
+    """Closes the connections of storages after a test."""
+    opened: list[BaseStorage] = []
+
+    def keep(storage: BaseStorage) -> BaseStorage:
+        opened.append(storage)
+        return storage
+
+    yield keep
+    for storage in opened:
+        if isinstance(storage, Database):
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "journal", "postgresql"])
+def opener(request: pytest.FixtureRequest, tmp_path: Path, closing: Callable[[BaseStorage], BaseStorage]) -> Opener:
+    """Opens one storage again and again."""
+    if request.param == "sqlite":
+        return lambda: closing(sqlite(str(tmp_path / "a folder" / "db"), heartbeat_seconds=1))
+    if request.param == "journal":
+        return lambda: journal(str(tmp_path / "a folder" / "journal"), heartbeat_seconds=1)
+    url = request.getfixturevalue("database")
+    return lambda: closing(rdb(url, heartbeat_seconds=1))
+
+
+def waiting(study: optuna.Study, value: int) -> None:
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params={"layer": value},
+            distributions=DISTRIBUTIONS,
+            user_attrs={CLOSED_FORM: True},
+        )
+    )
+
+
+def test_what_one_process_writes_another_reads(opener: Opener) -> None:
+    study = open_study("s", opener(), {"a": [1, {"b": None}]})
+    waiting(study, 7)
+    trial = study.ask()
+    trial.set_user_attr("text", "ä" * 3000)
+    study.tell(trial, [0.5, 3.0])
+    [found] = open_study("s", opener(), {"a": [1, {"b": None}]}).trials
+    assert (found.params, found.values, found.user_attrs["text"]) == ({"layer": 7}, [0.5, 3.0], "ä" * 3000)
+    assert found.distributions == DISTRIBUTIONS
+
+
+def start_together(opener: Opener, barrier: Any, numbers: Any) -> None:
+    barrier.wait()
+    study = open_study("s", opener(), {"a": 1})
+    waiting(study, 1)
+    trial = study.ask()
+    numbers.put(trial.number)
+    study.tell(trial, [0.5, 3.0])
+
+
+def test_many_that_start_at_once_take_a_trial_each(opener: Opener) -> None:
+    context, count = multiprocessing.get_context("fork"), 6
+    barrier, numbers = context.Barrier(count), context.Queue()
+    processes = [context.Process(target=start_together, args=(opener, barrier, numbers)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * count
+    told = sorted(numbers.get() for _ in range(count))
+    assert len(set(told)) == count
+    trials = open_study("s", opener(), {"a": 1}).trials
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    # One that found the queue empty, for another took its plan, drew a plan of its own.
+    assert sorted(trial.number for trial in trials if trial.state == TrialState.COMPLETE) == told
+
+
+def test_a_trial_without_signs_of_life_ends_and_its_plan_waits_again(opener: Opener) -> None:
+    study = open_study("s", opener(), {})
+    waiting(study, 42)
+    for attempt in range(RETRIES + 1):
+        trial = study.ask()  # and the process is killed here
+        assert trial.params == {"layer": 42}
+        trial.set_user_attr("rungs", {"0": 0.5})
+        wait_for_others(study)
+        states = [found.state for found in study.get_trials()]
+        assert states[: attempt + 1] == [TrialState.FAIL] * (attempt + 1)
+        assert len(states) == attempt + 1 + (attempt < RETRIES)  # in the end the plan is given up
+    with pytest.raises(ValueError, match="Cannot tell a FAIL trial"):
+        study.tell(trial, [0.5, 3.0])
+
+
+def test_half_a_plan_is_not_taken_up_again(opener: Opener) -> None:
+    study = open_study("s", opener(), {})
+    study.ask().suggest_int("layer", 1, 100)
+    wait_for_others(study)
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL]
+
+
+def test_a_trial_that_gives_signs_of_life_is_left_alone(opener: Opener) -> None:
+    study, other = open_study("s", opener(), {}), opener()
+    trial = study.ask()
+    assert isinstance(study._storage, BaseHeartbeat)
+    assert isinstance(other, BaseHeartbeat)
+    for _ in range(4):
+        study._storage.record_heartbeat(trial._trial_id)
+        assert other._get_stale_trial_ids(study._study_id) == []
+
+
+def test_silence_is_measured_by_ones_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, watch = 0.0, Watch()
+    monkeypatch.setattr("ranksearch.storage.stale.time.monotonic", lambda: now)
+    assert watch.silent({1: "a", 2: None}, seconds=2) == []
+    now = 1.5
+    assert watch.silent({1: "b", 2: None}, seconds=2) == []
+    now = 3.0
+    assert watch.silent({1: "b", 2: None, 3: None}, seconds=2) == [2]
+    now = 4.0
+    assert watch.silent({1: "b", 3: None}, seconds=2) == [1]
+
+
+@pytest.mark.parametrize("torn", [b'{"op_code":', b"\x00" * 5000, b'{"op_code":4,"worker_id":"x","study_id":0}'])
+def test_half_a_line_of_a_journal_is_cut_off(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "journal"
+    first = open_study("s", journal(str(path)), {})
+    first.tell(first.ask(), [0.5, 3.0])
+    with path.open("ab") as file:  # a process was killed while it wrote, or the disk was full
+        file.write(torn)
+    second = open_study("s", journal(str(path)), {})
+    second.tell(second.ask(), [0.6, 2.0])
+    for study in (first, open_study("s", Journal(path, 60), {})):
+        assert [trial.values for trial in study.get_trials()] == [[0.5, 3.0], [0.6, 2.0]]
+
+
+@pytest.mark.parametrize("build", [sqlite, journal])
+def test_a_file_that_is_no_storage_is_named(tmp_path: Path, build: Callable[[str], BaseStorage]) -> None:
+    path = tmp_path / "file"
+    path.write_text("neither a database nor a journal, and long enough to be looked at as one\n" * 20)
+    with pytest.raises(UserError, match=rf"{path} cannot be opened \(.+\): move it away"):
+        build(str(path))
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("nonsense secret", r"\(hidden, it may hold a password\) is no address"),
+        ("sqlite:///studies.db", "is a file, not a server: use storage=sqlite"),
+        (
+            "postgresql+psycopg://me:secret@127.0.0.1:1/mine",
+            "postgresql at 127.0.0.1, database 'mine', cannot be opened",
+        ),
+        ("mysql+nosuchdriver://me:secret@127.0.0.1/mine", "is no address of a database"),
+    ],
+)
+def test_a_server_that_cannot_be_had_is_one_line_without_a_secret(url: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        rdb(url)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_goes_away_is_waited_for(
+    server: Any, database: str, caplog: pytest.LogCaptureFixture, closing: Callable[[BaseStorage], BaseStorage]
+) -> None:
+    study = open_study("s", closing(rdb(database)), {})
+    study.tell(study.ask(), [0.5, 3.0])
+    server.stop("immediate")
+    context = multiprocessing.get_context("fork")
+    later = context.Process(target=server.resume)
+    later.start()  # it takes a moment, and the study is asked at once
+    study.tell(study.ask(), [0.6, 2.0])
+    later.join()
+    assert [trial.values for trial in study.get_trials()] == [[0.5, 3.0], [0.6, 2.0]]
+    assert re.search("database is away: waiting", caplog.text)
