@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 from contextlib import suppress
@@ -25,7 +26,7 @@ from hydra.errors import (
 )
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from optuna import Study
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -196,10 +197,15 @@ def _forget_run(folder: Path, outputs: Path) -> None:
 
 def _read(cfg: DictConfig) -> tuple[dict[str, Any], RunConfig]:
     """Resolve and check the configuration, as plain values and frozen ones."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"{missing[0]} is not set: add {missing[0]}=... to the command")
-    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise UserError(f"{missing[0]} is not set: add {missing[0]}=... to the command")
+        plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    except InterpolationResolutionError as error:
+        unset = re.search(r"Environment variable '(\w+)' not found", str(error))
+        reason = f"{unset[1]} is not set in the environment: export {unset[1]}=..." if unset else str(error.msg)
+        raise UserError(f"{error.full_key} cannot be read: {reason}") from None
     return plain, freeze(RunConfig, plain)
 
 

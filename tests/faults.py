@@ -142,7 +142,7 @@ def invariants(folder: Path, study: Study, n_trials: int) -> dict[str, Any]:
     ended = [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
     plans = Counter(json.dumps(trial.params, sort_keys=True) for trial in ended)
     halves = [file.name for file in folder.rglob(".*") if file.is_file()]  # neighbours that were not renamed
-    rows = list(csv.DictReader((folder / "trials.csv").open()))
+    rows = list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
     front_of_file = json.loads((folder / "front.json").read_text())["points"]
     whole = all(None not in row.values() for row in rows) and len(front_of_file) == len(front(list(records.values())))
     return {

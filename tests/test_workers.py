@@ -1,0 +1,190 @@
+"""Any number of processes work on one study: none is in another's way, and what a killed one finished is kept."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from conftest import ROOT
+from test_app import command, environment
+
+from ranksearch.device import choose_device
+from ranksearch.locks import alone, first
+from ranksearch.storage import journal, sqlite
+
+STORAGES = ["sqlite", "journal", "postgresql"]
+
+
+def kill_at_random(where: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
+    script = [sys.executable, "-W", "error::UserWarning", str(ROOT / "tests" / "faults.py")]
+    done = subprocess.run(
+        [*script, where, str(folder), str(kills), str(seed)], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_processes_killed_at_random_lose_and_double_nothing(
+    storage: str, kills: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    where = request.getfixturevalue("database") if storage == "postgresql" else storage
+    found = kill_at_random(where, tmp_path, kills, seed=kills)
+    assert found["finished"] >= 8, found
+    assert found["failed"] == 0, found  # those that were left alone ended well, with nothing mended by hand
+    assert found["lost"] == found["told_twice"] == found["duplicates"] == 0, found
+    assert found["whole"], found
+    assert found["halves"] == [], found
+    assert found["running"] == 0, found
+    assert 0 <= found["overshoot"] < 4, found  # the trials that were under way
+    assert found["closed_form"] == found["queued"] > 0, found
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_the_same_command_joins_a_study_and_leaves_it(
+    storage: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    settings, variables = [f"storage={storage}"], environment()
+    if storage == "postgresql":
+        settings, variables = ["storage=rdb"], {**variables, "RANKSEARCH_STORAGE": request.getfixturevalue("database")}
+    started = [
+        subprocess.Popen(
+            command("study.n_trials=8", "study.name=big", *settings),
+            cwd=tmp_path,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    said = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0] * 4, said
+    folder = tmp_path / "outputs"
+    assert len(list((folder / "cache").glob("baseline-*.safetensors"))) == 1
+    trained = sum("training the dense model" in out for out, _ in said)
+    assert trained == 1
+    finalized = sum("finalize: fine-tuning trial" in out for out, _ in said)
+    assert 1 <= finalized <= 4
+    assert sum("another process sees to the end" in out for out, _ in said) + finalized == 4
+    assert (folder / "big" / "best" / "model.safetensors").exists()
+    where: Any = variables.get("RANKSEARCH_STORAGE")
+    if storage != "postgresql":
+        opened = {"sqlite": sqlite, "journal": journal}[storage]
+        where = opened(str(folder / ("ranksearch.db" if storage == "sqlite" else "ranksearch.journal")))
+    study = optuna.load_study(study_name="big", storage=where)
+    completed = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    plans = {json.dumps(trial.params, sort_keys=True) for trial in completed}
+    assert len(plans) == len(completed)
+    assert 8 <= sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.trials) <= 8 + 3
+    assert sum(trial.user_attrs.get("closed_form", False) for trial in completed) == 2
+    for held in (where, getattr(study._storage, "_backend", None)):
+        if hasattr(held, "engine"):
+            study._storage.remove_session()
+            held.engine.dispose()
+
+
+def test_a_password_is_written_nowhere(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://me:geheim@127.0.0.1:1/mine"
+    done = subprocess.run(
+        command("storage=rdb"),
+        cwd=tmp_path,
+        env={**environment(), "RANKSEARCH_STORAGE": url},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "postgresql at 127.0.0.1, database 'mine', cannot be opened" in done.stderr
+    written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    assert not any(b"geheim" in content for content in (*written, done.stdout.encode(), done.stderr.encode()))
+
+
+def test_a_missing_address_is_one_line(tmp_path: Path) -> None:
+    variables = {name: value for name, value in environment().items() if name != "RANKSEARCH_STORAGE"}
+    done = subprocess.run(command("storage=rdb"), cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "RANKSEARCH_STORAGE" in done.stderr
+
+
+def test_one_process_holds_a_lock_and_a_killed_one_frees_it(tmp_path: Path) -> None:
+    path = tmp_path / "a folder" / "lock"
+    code = f"""
+import os, pathlib, sys
+from ranksearch.locks import alone, first
+with first(pathlib.Path({str(path)!r})) as ours:
+    assert not ours
+with alone(pathlib.Path({str(path)!r}), "holds it"):
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
+    with first(path) as ours:
+        assert ours
+        other = subprocess.Popen(
+            [sys.executable, "-c", code], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert other.stdout is not None
+        assert other.stdin is not None
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(timeout=4)
+    assert other.stdout.readline() == "mine\n"
+    with first(path) as ours:
+        assert not ours
+    other.kill()
+    with alone(path, "holds it"):
+        other.wait()
+    other.stdin.close()
+    other.stdout.close()
+
+
+def test_gpus_are_dealt_out_by_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("torch.empty", lambda *args, **kwargs: None)
+    assert [str(choose_device("auto", worker)) for worker in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert str(choose_device("cuda:1", 2)) == "cuda:1"
+
+
+LAUNCHED = [
+    pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"], id="joblib"),
+    pytest.param(["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"], id="submitit_local"),
+]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHED)
+def test_launchers_start_workers_of_one_study(launcher: list[str], tmp_path: Path) -> None:
+    overrides = ["worker=range(0,3)", "study.name=big", "study.n_trials=6", "storage=journal", *launcher]
+    done = subprocess.run(command("-m", *overrides), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    study = optuna.load_study(study_name="big", storage=journal(str(tmp_path / "outputs" / "ranksearch.journal")))
+    assert 6 <= sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.trials) <= 6 + 2
+    [table] = (tmp_path / "outputs" / "sweeps").glob("*/sweep.csv")
+    assert {line.split(",")[0] for line in table.read_text().splitlines()} == {"job", "0", "1", "2"}
+    assert (tmp_path / "outputs" / "big" / "best" / "model.safetensors").exists()
+
+
+def test_a_sweep_is_summed_up_and_no_failed_job_takes_others_down(tmp_path: Path) -> None:
+    overrides = ["constraint.speedup=1.5,1000,3", "study.n_trials=2"]
+    done = subprocess.run(command("-m", *overrides), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.search(r"job 1 \(constraint.speedup=1000\) failed: constraint.speedup=1000 exceeds", done.stderr)
+    assert "1 of 3 jobs failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    [folder] = (tmp_path / "outputs" / "sweeps").iterdir()
+    rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
+    assert {row["job"]: row["status"] for row in rows} == {"0": "done", "1": "failed", "2": "done"}
+    assert all(float(row["speedup"]) >= 3 for row in rows if row["job"] == "2")
+    for study in ("resnet20-digits-1.5x-s0", "resnet20-digits-3.0x-s0"):
+        front = json.loads((tmp_path / "outputs" / study / "front.json").read_text())
+        assert sum(row["study"] == study for row in rows) == len(front["points"])
+        assert study in (folder / "sweep.html").read_text()
+    assert "exceeds" in (folder / "sweep.html").read_text()
