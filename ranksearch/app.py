@@ -197,6 +197,10 @@ def _forget_run(folder: Path, outputs: Path) -> None:
 
 def _read(cfg: DictConfig) -> tuple[dict[str, Any], RunConfig]:
     """Resolve and check the configuration, as plain values and frozen ones."""
+    written = cast(dict[str, Any], OmegaConf.to_container(cfg.storage, resolve=False)).get("url")
+    if re.search(r"://[^/@]*:[^/@$]+@", str(written)):
+        advice = "put the address into RANKSEARCH_STORAGE, and take storage.url out"
+        raise UserError(f"storage.url holds a password, which would be written down with the configuration: {advice}")
     try:
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:

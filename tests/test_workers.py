@@ -109,6 +109,14 @@ def test_a_password_is_written_nowhere(tmp_path: Path) -> None:
     assert not any(b"geheim" in content for content in (*written, done.stdout.encode(), done.stderr.encode()))
 
 
+def test_a_password_on_the_command_line_is_refused(tmp_path: Path) -> None:
+    url = "storage.url=postgresql+psycopg://me:geheim@127.0.0.1:1/mine"
+    done = subprocess.run(command("storage=rdb", url), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "holds a password" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_address_is_one_line(tmp_path: Path) -> None:
     variables = {name: value for name, value in environment().items() if name != "RANKSEARCH_STORAGE"}
     done = subprocess.run(command("storage=rdb"), cwd=tmp_path, env=variables, capture_output=True, text=True)
