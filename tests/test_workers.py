@@ -163,7 +163,7 @@ def test_gpus_are_dealt_out_by_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 LAUNCHED = [
-    pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"], id="joblib"),
+    pytest.param(["hydra/launcher=workers", "hydra.launcher.n_jobs=3"], id="joblib"),
     pytest.param(["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"], id="submitit_local"),
 ]
 
