@@ -82,9 +82,9 @@ def work(problem: Problem, options: argparse.Namespace, folder: Path, number: in
 
     propose = GuidedSampler.propose
 
-    def timed(self: GuidedSampler, study: optuna.Study, trial: int) -> Any:
+    def timed(self: GuidedSampler, *known: Any) -> Any:
         start = time.perf_counter()
-        found = propose(self, study, trial)
+        found = propose(self, *known)
         spent["sampler"] += time.perf_counter() - start
         return found
 

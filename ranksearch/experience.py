@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna import Study
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from ranksearch.allocation import Indices, OptionTable
 from ranksearch.layer_weights import LogWeights, learn
@@ -129,11 +128,11 @@ class Experience:
     accuracies: Array
 
     @staticmethod
-    def of(study: Study, options: Options) -> Experience:
+    def of(trials: Iterable[FrozenTrial], options: Options) -> Experience:
         """Read all trials of a study."""
         tried: dict[tuple[int, ...], float] = {}
         completed, costs, losses, accuracies = [], [], [], []
-        for trial in study.get_trials(deepcopy=False):
+        for trial in trials:
             params = trial.params or trial.system_attrs.get("fixed_params", {})
             chosen = options.read(params)
             if chosen is None or trial.user_attrs.get(REASON) == DRAWN_TWICE:

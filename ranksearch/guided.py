@@ -10,7 +10,7 @@ drawn, the plan is feasible.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,17 +75,18 @@ class GuidedSampler(BaseSampler):
         options = self._options
         if options is None:
             return {}
-        drawn = self.propose(study, trial.number)
+        drawn = self.propose(study, study.get_trials(deepcopy=False), trial.number)
         if drawn is None:
             study._storage.set_trial_user_attr(trial._trial_id, AGAIN, True)
             drawn = options.space.values(options.table.plan(options.table.best(options.rest(options.budget))))
         return dict(drawn)
 
-    def propose(self, study: Study, number: int) -> Mapping[str, Value] | None:
+    def propose(self, study: Study, trials: Sequence[FrozenTrial], number: int) -> Mapping[str, Value] | None:
         """Draw a plan that the study does not have yet.
 
         Args:
-            study: whose trials are learned from.
+            study: that the plan is for.
+            trials: all that it has, which are learned from.
             number: of the trial that it is for.
 
         Returns:
@@ -94,7 +95,7 @@ class GuidedSampler(BaseSampler):
         options = self._options
         if options is None:
             return None
-        experience = Experience.of(study, options)
+        experience = Experience.of(trials, options)
         proposals = self._proposals(study, number, experience)
         chosen = next((chosen for chosen in proposals if tuple(chosen) not in experience.tried), None)
         return None if chosen is None else options.space.values(options.table.plan(chosen))

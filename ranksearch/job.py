@@ -259,7 +259,7 @@ def _run_trials(job: Job, problem: Problem, study: Study, proposer: BaseSampler)
     settings = job.config.study
     with alone(job.folder / "closed_form.lock", "finds the plans of the closed form"):
         queue_closed_form(study, problem, settings)
-    records, done = read_trials(study), finished(study)
+    records, done = read_trials(study), finished(study.trials)
     log.info("study '%s': %d of %d trials finished", settings.name, done, settings.n_trials)
     with progress("search", settings.n_trials, done, records) as shown:
         run_trials(study, problem, settings, proposer, shown.trial, job.config.pruning)
@@ -268,7 +268,8 @@ def _run_trials(job: Job, problem: Problem, study: Study, proposer: BaseSampler)
 def _why_none_completed(study: Study) -> str:
     reasons = [record.reason for record in read_trials(study) if record.reason]
     last = f" (the last: {reasons[-1]})" if reasons else ""
-    return f"none of {finished(study)} trials completed{last}: see trials.csv, mend the cause, take another study.name"
+    done = finished(study.trials)
+    return f"none of {done} trials completed{last}: see trials.csv, mend the cause, take another study.name"
 
 
 def _train_baseline(job: Job) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna import Study, Trial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from ranksearch.guided import AGAIN, GuidedSampler
-from ranksearch.records import CLOSED_FORM, FIXED, REASON
+from ranksearch.records import CLOSED_FORM, COST, FIXED, REASON
 from ranksearch.sampler import distributions
 from ranksearch.space import SearchSpace
 
@@ -28,23 +28,23 @@ def queue(study: Study, space: SearchSpace, values: Mapping[str, Any], closed_fo
         state=TrialState.WAITING,
         params=dict(values),
         distributions=distributions(space),
-        user_attrs={CLOSED_FORM: closed_form},
+        user_attrs={CLOSED_FORM: closed_form, COST: space.cost.of(space.plan(values))},
     )
     study.add_trial(waiting)
 
 
-def queue_next(study: Study, sampler: GuidedSampler, space: SearchSpace) -> None:
+def queue_next(study: Study, trials: Sequence[FrozenTrial], sampler: GuidedSampler, space: SearchSpace) -> None:
     """Add the sampler's next plan, unless something waits already, or there is no other plan.
 
     Args:
         study: that any number of processes take trials from.
+        trials: all that it has.
         sampler: that knows the problem.
         space: what is searched.
     """
-    trials = study.get_trials(deepcopy=False)
     if any(trial.state == TrialState.WAITING for trial in trials):
         return
-    values = sampler.propose(study, len(trials))
+    values = sampler.propose(study, trials, len(trials))
     if values is not None:
         queue(study, space, values, closed_form=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from optuna import Study
@@ -82,13 +82,13 @@ def standings(study: Study) -> list[Standing]:
     ]
 
 
-def finished(study: Study) -> int:
+def finished(trials: Iterable[FrozenTrial]) -> int:
     """How many trials came to an end of their own; those that were interrupted, killed or drawn twice do not count."""
     of_their_own, cut_short = (TrialState.COMPLETE, TrialState.PRUNED), (INTERRUPTED, DRAWN_TWICE)
     return sum(
         trial.state in of_their_own
         or (trial.state == TrialState.FAIL and trial.user_attrs.get(REASON, INTERRUPTED) not in cut_short)
-        for trial in study.get_trials(deepcopy=False)
+        for trial in trials
     )
 
 

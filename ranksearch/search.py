@@ -122,9 +122,9 @@ def run_trials(
         on_trial(read_trial(trial))
 
     # One at a time, for others may work on the same study.
-    while finished(study) < settings.n_trials:
+    while finished(trials := study.get_trials(deepcopy=False)) < settings.n_trials:
         if isinstance(study.sampler, GuidedSampler):
-            queue_next(study, study.sampler, problem.space)
+            queue_next(study, trials, study.sampler, problem.space)
         try:
             study.optimize(lambda trial: _objective(study, trial, problem, pruning), n_trials=1, callbacks=[tell])
         except (UpdateFinishedTrialError, ValueError) as error:
@@ -193,8 +193,8 @@ def _score(study: Study, trial: Trial, problem: Problem, pruning: PruningSetting
         if reason is not None:
             raise HopelessError(reason)
 
-    trial.set_user_attr(COST, cost)
-    trial.set_user_attr(RUNGS, {})  # a retry comes with those of the trial that was lost
+    if COST not in trial.user_attrs:  # from the queue it comes with it
+        trial.set_user_attr(COST, cost)
     try:
         _, result = evaluate_plan(problem, plan, problem.recipe, pruning.steps(steps), on_rung)
     except HopelessError as error:

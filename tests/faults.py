@@ -125,7 +125,7 @@ def main(where: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     study = open_study("s", open_storage(where, folder), {"seed": 0})
-    n_trials = finished(study) + 2 * WORKERS
+    n_trials = finished(study.trials) + 2 * WORKERS
     last = [start(problem, where, folder, started + index, n_trials) for index in range(WORKERS)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in last]
     return {"kills": kills, "failed": sum(code != 0 for code in codes), **invariants(folder, study, n_trials)}
@@ -146,7 +146,7 @@ def invariants(folder: Path, study: Study, n_trials: int) -> dict[str, Any]:
     front_of_file = json.loads((folder / "front.json").read_text())["points"]
     whole = all(None not in row.values() for row in rows) and len(front_of_file) == len(front(list(records.values())))
     return {
-        "finished": finished(study),
+        "finished": finished(study.trials),
         "told": len(told),
         "lost": lost,
         "told_twice": len(told) - len({number for number, *_ in told}),
@@ -154,7 +154,7 @@ def invariants(folder: Path, study: Study, n_trials: int) -> dict[str, Any]:
         "halves": halves,
         "whole": whole,
         "running": sum(record.state == "RUNNING" for record in records.values()),
-        "overshoot": finished(study) - n_trials,
+        "overshoot": finished(study.trials) - n_trials,
         "closed_form": sum(record.closed_form and record.state == "COMPLETE" for record in records.values()),
         "queued": len({json.dumps(t.params, sort_keys=True) for t in study.trials if t.user_attrs.get("closed_form")}),
     }

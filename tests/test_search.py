@@ -88,7 +88,7 @@ def test_a_study_continues_up_to_its_total(problem: Problem, tmp_path: Path) -> 
     first = [trial.values for trial in again(3).trials]
     study = again(5)
     assert [trial.values for trial in study.trials[:3]] == first
-    assert finished(study) == len(study.trials) == 5
+    assert finished(study.trials) == len(study.trials) == 5
     assert len(again(5).trials) == 5
 
 
@@ -162,11 +162,11 @@ def test_an_interrupted_trial_is_not_counted_and_its_plan_comes_first_again(
     monkeypatch.setattr(search, "evaluate_plan", interrupted)
     with pytest.raises(KeyboardInterrupt):
         start(problem, 3, study)
-    assert finished(study) == 1
+    assert finished(study.trials) == 1
     start(problem, 3, study)
     records = read_trials(study)
     assert [record.state for record in records] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
-    assert finished(study) == 3
+    assert finished(study.trials) == 3
     assert records[2].closed_form
     assert study.trials[2].params == study.trials[1].params
 

@@ -13,7 +13,7 @@ best linear map from x to y is W + E[(y - W x) x^T] E[x x^T]^-1: a layer like an
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,8 @@ RIDGE = 1e-3
 ROWS_FOR_EACH_NUMBER = 4
 # Of the largest map, over all images, each of which goes through both networks.
 NUMBERS_AT_ONCE = 2**27
+# Where a copy of all maps of a layer would be made.
+EXAMPLES_AT_ONCE = 16
 
 
 class _Pair(nn.Module):
@@ -166,7 +168,9 @@ def _corrected(layer: Layer, statistics: LayerStatistics, inputs: Tensor, target
         inputs: `[B, in, ...]`.
         target: `[B, out, ...]`.
     """
-    missed, inputs = at_least_float32(target - layer(inputs)), at_least_float32(inputs)
+    missed = torch.empty_like(target, dtype=at_least_float32(target[:0]).dtype)
+    for ours, wanted, images in _in_parts(missed, target, inputs):
+        torch.sub(wanted, layer(images), out=ours)
     rows = as_rows(missed, layer)
     shift, count = rows.mean(0), len(rows)
     missed -= shift[:, None, None] if isinstance(layer, nn.Conv2d) else shift
@@ -188,18 +192,23 @@ def _corrected(layer: Layer, statistics: LayerStatistics, inputs: Tensor, target
 
 def _products(layer: Layer, inputs: Tensor, missed: Tensor) -> Tensor:
     """Sum of products of outputs of no mean with inputs, `[groups, out / groups, fan_in]`, float64."""
-    if isinstance(layer, nn.Linear):
-        rows = as_rows(inputs, layer)
-        return (as_rows(missed, layer).mT @ (rows - rows.mean(0))).cpu().double()[None]
-    taps = Taps.of(layer)
-    padded = taps.with_all_padding(inputs)
     # As the outputs have no mean, a constant off the inputs, borders and all, changes nothing but the rounding.
-    padded = padded - padded.mean((0, 2, 3), keepdim=True)
-    # Such a sum over positions is what the gradient of a convolution's weight is.
-    sums: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]  # as torch declares it
-        padded, layer.weight.shape, missed, taps.stride, 0, taps.dilation, taps.groups
-    )
+    centre = at_least_float32(as_rows(inputs, layer).mean(0))
+    if isinstance(layer, nn.Linear):
+        return (as_rows(missed, layer).mT @ (as_rows(inputs, layer) - centre)).cpu().double()[None]
+    taps, sums = Taps.of(layer), torch.zeros((), device=inputs.device)
+    for images, theirs in _in_parts(inputs, missed):
+        padded = taps.with_all_padding(at_least_float32(images)) - centre[:, None, None]
+        # Such a sum over positions is what the gradient of a convolution's weight is.
+        sums = sums + conv2d_weight(  # type: ignore[no-untyped-call]  # as torch declares it
+            padded, layer.weight.shape, theirs, taps.stride, 0, taps.dilation, taps.groups
+        )
     return sums.reshape(taps.groups, -1, layer.weight[0].numel()).cpu().double()
+
+
+def _in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A few examples at a time of tensors that hold as many, so that no copy of all of them is made."""
+    return zip(*(torch.split(tensor, EXAMPLES_AT_ONCE) for tensor in tensors), strict=True)
 
 
 def affordable_images(model: nn.Module, image: Tensor) -> int:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # A plan that took its process down so often is given up.
 RETRIES = 3
 RETRY = "retry"
+KEPT = (CLOSED_FORM, COST)
 
 
 class Watch:
@@ -61,7 +62,7 @@ def take_up_again(study: Study, trial: FrozenTrial) -> None:
         state=TrialState.WAITING,
         params=trial.params if whole else {},
         distributions=trial.distributions if whole else {},
-        user_attrs={CLOSED_FORM: trial.user_attrs.get(CLOSED_FORM, False), RETRY: retries},
+        user_attrs={RETRY: retries, **{key: trial.user_attrs[key] for key in KEPT if key in trial.user_attrs}},
         system_attrs=fixed,
     )
     study.add_trial(again)
