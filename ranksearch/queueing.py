@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ranksearch.guided import AGAIN, GuidedSampler
 from ranksearch.records import CLOSED_FORM, COST, FIXED, REASON
-from ranksearch.sampler import distributions
+from ranksearch.sampler import distributions, suggest
 from ranksearch.space import SearchSpace
 
 
@@ -58,27 +58,39 @@ def is_known(study: Study, values: Mapping[str, Any]) -> bool:
     )
 
 
-def is_drawn_twice(study: Study, trial: Trial) -> bool:
-    """Whether another trial has the same plan: both were drawn before either could be seen.
+def take_up(study: Study, trial: Trial, space: SearchSpace) -> tuple[FrozenTrial, bool]:
+    """Draw what a trial does not have from the queue, and look whether another trial has the same plan.
 
-    A plan from the queue is there for all to see from the first, so of two such the one that came first goes on. A plan
-    that a trial drew for itself, because others had emptied the queue, shows later than its number says, and yields to
-    any other. So no plan is tried twice; one that both gave up may be drawn again.
+    Two may have it where both were drawn before either could be seen. A plan from the queue is there for all to see
+    from the first, so of two such the one that came first goes on. A plan that a trial drew for itself, because others
+    had emptied the queue, shows later than its number says, and yields to any other. So no plan is tried twice; one
+    that both gave up may be drawn again.
 
     Args:
         study: the trial's.
-        trial: that has all its values.
+        trial: that runs.
+        space: what is searched.
+
+    Returns:
+        The trial with all its values, and whether it should leave them to another.
+
+    Raises:
+        ValueError: a value that someone enqueued is none of the choices.
     """
     trials = study.get_trials(deepcopy=False)
     ours = next(frozen for frozen in trials if frozen.number == trial.number)
+    if ours.params.keys() != distributions(space).keys():
+        suggest(trial, space)
+        trials = study.get_trials(deepcopy=False)
+        ours = next(frozen for frozen in trials if frozen.number == trial.number)
     if AGAIN in ours.user_attrs or FIXED in ours.system_attrs:
-        return False  # someone wants it again
+        return ours, False  # someone wants it again
     queued, states = CLOSED_FORM in ours.user_attrs, {TrialState.RUNNING}
     if queued or isinstance(
         study.sampler, GuidedSampler
     ):  # other samplers may well draw what they have seen the end of
         states |= {TrialState.WAITING, TrialState.COMPLETE, TrialState.PRUNED}
-    return any(
+    return ours, any(
         other.params == ours.params
         and other.state in states
         and (other.number < ours.number if queued else other.number != ours.number)

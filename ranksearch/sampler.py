@@ -26,9 +26,6 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 def suggest(trial: Trial, space: SearchSpace) -> dict[str, Value]:
     """Ask a trial for its values."""
-    known = trial.params  # of a trial from the queue, which comes with all of them
-    if known.keys() == distributions(space).keys():
-        return known
     return {name: trial._suggest(name, distribution) for name, distribution in distributions(space).items()}
 
 

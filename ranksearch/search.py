@@ -20,7 +20,7 @@ from ranksearch.guided import GuidedSampler
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.pruning import PruningSettings, Standing, why_hopeless
-from ranksearch.queueing import is_drawn_twice, is_known, queue, queue_next
+from ranksearch.queueing import is_known, queue, queue_next, take_up
 from ranksearch.records import (
     CLOSED_FORM,
     COST,
@@ -34,7 +34,7 @@ from ranksearch.records import (
     read_trial,
     standings,
 )
-from ranksearch.sampler import FeasibleSampler, distributions, suggest
+from ranksearch.sampler import FeasibleSampler, distributions
 from ranksearch.trial import evaluate_plan
 
 NO_PRUNING = PruningSettings(rungs=[])
@@ -155,23 +155,25 @@ def _objective(study: Study, trial: Trial, problem: Problem, pruning: PruningSet
         return _score(study, trial, problem, pruning)[: len(study.directions)]
     except KeyboardInterrupt:
         trial.set_user_attr(REASON, INTERRUPTED)
-        if trial.params.keys() == distributions(problem.space).keys():
+        values, space = trial.params, problem.space
+        if values.keys() == distributions(space).keys() and all(layer.allows(values) for layer in space.layers):
             # The plan is not lost: a later run takes it up.
-            queue(study, problem.space, trial.params, trial.user_attrs.get(CLOSED_FORM, False))
+            queue(study, space, values, trial.user_attrs.get(CLOSED_FORM, False))
         raise
 
 
 def _score(study: Study, trial: Trial, problem: Problem, pruning: PruningSettings) -> tuple[float, float]:
     try:
-        values = suggest(trial, problem.space)
+        taken, is_anothers = take_up(study, trial, problem.space)
     except ValueError as error:  # someone enqueued a scheme that Optuna does not find among the choices
         _prune(trial, f"outside the space: {str(error).splitlines()[0]}")
+    values = taken.params
     outside = [layer for layer in problem.space.layers if not layer.allows(values)]
     if outside:
         name, scheme = outside[0].spec.name, values.get(outside[0].scheme_parameter)
         by_scheme = "" if scheme is None else f" by scheme '{scheme}'"
         _prune(trial, f"outside the space: latent size {values[name]}{by_scheme} for '{name}'")
-    if is_drawn_twice(study, trial):
+    if is_anothers:
         trial.set_user_attr(REASON, DRAWN_TWICE)
         return float("nan"), float("nan")
     plan = problem.space.plan(values)
@@ -193,7 +195,7 @@ def _score(study: Study, trial: Trial, problem: Problem, pruning: PruningSetting
         if reason is not None:
             raise HopelessError(reason)
 
-    if COST not in trial.user_attrs:  # from the queue it comes with it
+    if COST not in taken.user_attrs:  # from the queue it comes with it
         trial.set_user_attr(COST, cost)
     try:
         _, result = evaluate_plan(problem, plan, problem.recipe, pruning.steps(steps), on_rung)

@@ -91,14 +91,16 @@ class Database(RDBStorage):
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         """Those whose heartbeat is old by the database's clock, and those that have had none for as long by ours."""
         old: list[int] = super()._get_stale_trial_ids(study_id)
-        running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+        trial, heartbeat = models.TrialModel, models.TrialHeartbeatModel
         with self.scoped_session() as session:
-            ids = [trial._trial_id for trial in running]
-            heartbeat = models.TrialHeartbeatModel
-            beating = {row.trial_id for row in session.query(heartbeat).filter(heartbeat.trial_id.in_(ids))}
+            never = (
+                session.query(trial.trial_id)
+                .outerjoin(heartbeat, heartbeat.trial_id == trial.trial_id)
+                .filter(trial.study_id == study_id, trial.state == TrialState.RUNNING, heartbeat.trial_id.is_(None))
+            )
+            ids = [row.trial_id for row in never]
         assert self.heartbeat_interval is not None
-        silent = self._watch.silent(dict.fromkeys(set(ids) - beating), 2 * self.heartbeat_interval)
-        return [*old, *silent]
+        return [*old, *self._watch.silent(dict.fromkeys(ids), 2 * self.heartbeat_interval)]
 
 
 class _Bare:
