@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import TrialState
 
@@ -77,6 +77,39 @@ def test_what_one_process_writes_another_reads(opener: Opener) -> None:
     [found] = open_study("s", opener(), {"a": [1, {"b": None}]}).trials
     assert (found.params, found.values, found.user_attrs["text"]) == ({"layer": 7}, [0.5, 3.0], "ä" * 3000)
     assert found.distributions == DISTRIBUTIONS
+
+
+def test_a_database_reads_trials_as_optuna_does(tmp_path: Path, closing: Callable[[BaseStorage], BaseStorage]) -> None:
+    ours = closing(sqlite(str(tmp_path / "db")))
+    study = optuna.create_study(study_name="s", storage=ours)
+    waiting(study, 5)
+    for index in range(6):
+        trial = study.ask()
+        if index:  # the first is from the queue, and has all its parameters
+            trial.suggest_float("other", 0.1, 10, log=True)
+            trial.suggest_categorical("scheme", ["full", None, 3])
+        trial.set_user_attr("text", {"a": [index, None]})
+        trial.report(float("inf") if index == 2 else 0.1 * index, 1)
+        study.get_trials()  # a running trial is read, and again once it has ended
+        if index == 3:
+            study.tell(trial, state=TrialState.PRUNED)
+        elif index == 4:
+            study.tell(trial, state=TrialState.FAIL)
+        elif index < 5:
+            study.tell(trial, float("inf") if index == 1 else 0.5)
+    study.enqueue_trial({"layer": 3})
+    plain = RDBStorage(f"sqlite:///{tmp_path / 'db'}")
+    theirs = plain.get_all_trials(study._study_id)
+    assert study.get_trials() == theirs
+    assert [study._storage.get_trial(trial._trial_id) for trial in theirs] == theirs
+    assert [trial.state for trial in study.get_trials(states=[TrialState.PRUNED, TrialState.FAIL])] == [
+        TrialState.PRUNED,
+        TrialState.FAIL,
+    ]
+    with pytest.raises(KeyError):
+        ours.get_trial(10**6)
+    plain.remove_session()
+    plain.engine.dispose()
 
 
 def start_together(opener: Opener, barrier: Any, numbers: Any) -> None:

@@ -6,19 +6,20 @@ import logging
 import random
 import time
 import warnings
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Container
 from typing import Any, TypeVar
 
-from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
+from sqlalchemy import event, or_
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
+from ranksearch.storage.reading import Plan, read_trials
 from ranksearch.storage.stale import Watch, take_up_again
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ PATIENCE = 600
 class Database(RDBStorage):
     """Optuna's storage in a relational database.
 
-    It writes all parameters of a trial at once, ends trials whose process was killed before its first sign of life, and
-    waits where the database is away.
+    It writes and reads all parameters of a trial at once, and only once, ends trials whose process was killed before
+    its first sign of life, and waits where the database is away.
 
     Args:
         url: SQLAlchemy's.
@@ -58,6 +59,7 @@ class Database(RDBStorage):
                 heartbeat_stale_trial_callback=take_up_again,
             )
         self._watch = Watch()
+        self._plans: dict[int, Plan] = {}  # parameters and their distributions, of trials that get no more of them
 
     def _set_trial_param_without_commit(
         self,
@@ -77,16 +79,33 @@ class Database(RDBStorage):
         )
         session.add(row)
 
-    def _build_frozen_trial_from_trial_model(self, trial: Any) -> FrozenTrial:
-        """Read a trial, and each distribution's text once, where Optuna does so twice a trial."""
-        bare: Any = _Bare(trial)
-        found: FrozenTrial = super()._build_frozen_trial_from_trial_model(bare)
-        rows = sorted(trial.params, key=lambda row: row.param_id)
-        found.distributions = {row.param_name: _distribution(row.distribution_json) for row in rows}
-        found.params = {
-            row.param_name: found.distributions[row.param_name].to_external_repr(row.param_value) for row in rows
-        }
-        return found
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Read one trial."""
+        found = self._read(models.TrialModel.trial_id == trial_id)
+        if not found:
+            raise KeyError(models.NOT_FOUND_MSG)
+        return found[0]
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """Read some trials; what of their parameters is known already, and changes no more, is not asked for again."""
+        trial = models.TrialModel
+        wanted = [
+            trial.study_id == study_id,
+            or_(trial.trial_id > trial_id_greater_than, trial.trial_id.in_(included_trial_ids)),
+        ]
+        if states is not None:
+            wanted.append(trial.state.in_([state for state in TrialState if state in states]))
+        return self._read(*wanted)
+
+    def _read(self, *wanted: Any) -> list[FrozenTrial]:
+        with _create_scoped_session(self.scoped_session) as session:
+            return read_trials(session, wanted, self._plans)
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         """Those whose heartbeat is old by the database's clock, and those that have had none for as long by ours."""
@@ -101,23 +120,6 @@ class Database(RDBStorage):
             ids = [row.trial_id for row in never]
         assert self.heartbeat_interval is not None
         return [*old, *self._watch.silent(dict.fromkeys(ids), 2 * self.heartbeat_interval)]
-
-
-class _Bare:
-    """A row of a trial as it is, but for its parameters."""
-
-    def __init__(self, trial: Any) -> None:
-        self._trial = trial
-        self.params: tuple[Any, ...] = ()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._trial, name)
-
-
-@lru_cache(maxsize=4096)
-def _distribution(text: str) -> BaseDistribution:
-    found: BaseDistribution = json_to_distribution(text)
-    return found
 
 
 def open_database(url: str, heartbeat_seconds: int, engine: dict[str, Any]) -> Database:
