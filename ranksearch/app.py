@@ -28,6 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from optuna import Study
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
@@ -172,6 +173,13 @@ def _perform(cfg: DictConfig) -> None:
     except KeyboardInterrupt:
         log.warning("interrupted: everything finished is kept; run the same command again to go on")
         raise
+    except StorageInternalError as error:
+        if _is_full_disk(error):
+            raise
+        reason = str(getattr(error.__cause__, "orig", None) or error).strip().splitlines()[0]
+        raise UserError(
+            f"the study's storage failed ({reason}), what finished is kept: mend it and run this again"
+        ) from error
 
 
 def _is_full_disk(error: BaseException | None) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from optuna import Study
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from torch import nn
 
@@ -146,6 +147,8 @@ def run_search(job: Job, study: Study, proposer: BaseSampler) -> None:
     problem = _weighed(job, _calibrated(job))
     try:
         _run_trials(job, problem, study, proposer)
+    except StorageInternalError:  # whose trials cannot be read either
+        raise
     except BaseException:
         _write(job, problem, study, None)
         raise

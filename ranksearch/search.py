@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import torch
 from optuna import Study, Trial, TrialPruned
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
@@ -35,6 +35,7 @@ from ranksearch.records import (
     standings,
 )
 from ranksearch.sampler import FeasibleSampler, distributions
+from ranksearch.storage.database import was_cut_off
 from ranksearch.trial import evaluate_plan
 
 NO_PRUNING = PruningSettings(rungs=[])
@@ -131,6 +132,10 @@ def run_trials(
             if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a "):
                 raise
             log.warning("another process took this one for dead and gave its trial up: going on")
+        except StorageInternalError as error:
+            if not was_cut_off(error):
+                raise
+            log.warning("the connection to the study's database broke in the middle of a trial: going on")
 
 
 def queue_closed_form(study: Study, problem: Problem, settings: StudySettings) -> None:
@@ -153,7 +158,7 @@ def queue_closed_form(study: Study, problem: Problem, settings: StudySettings) -
 def _objective(study: Study, trial: Trial, problem: Problem, pruning: PruningSettings) -> Sequence[float]:
     try:
         return _score(study, trial, problem, pruning)[: len(study.directions)]
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StorageInternalError):
         trial.set_user_attr(REASON, INTERRUPTED)
         values, space = trial.params, problem.space
         if values.keys() == distributions(space).keys() and all(layer.allows(values) for layer in space.layers):

@@ -16,9 +16,12 @@ import optuna
 import pytest
 import torch
 from optuna import Study
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import ThresholdPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
+from postgresql import Server
+from sqlalchemy.exc import OperationalError
 from torch import nn
 
 from ranksearch import search
@@ -28,7 +31,7 @@ from ranksearch.problem import Problem
 from ranksearch.pruning import PruningSettings
 from ranksearch.records import FrontPoint, TrialRecord, finished, front, read_trials
 from ranksearch.search import StudySettings, closed_form_budgets, closed_form_plans, queue_closed_form, run_trials
-from ranksearch.storage import sqlite
+from ranksearch.storage import rdb, sqlite
 from ranksearch.study import OBJECTIVES, open_study
 from ranksearch.training import Recipe
 from ranksearch.trial import TrialResult, evaluate_plan
@@ -194,6 +197,44 @@ def test_a_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
     process.stdout.close()
     states = [trial.state.name for trial in open_study("s", sqlite(str(tmp_path / "db")), {}).trials]
     assert states == ["COMPLETE"] * 5 + ["RUNNING"]
+
+
+def test_a_server_that_restarts_in_the_middle_of_a_trial_costs_no_trial(
+    problem: Problem, server: Server, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def interrupted(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            server.stop("immediate")
+            server.resume()
+        return evaluate_plan(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(search, "evaluate_plan", interrupted)
+    storage = rdb(database)
+    study = start(problem, 3, open_study("s", storage, SETTINGS))
+    assert [record.state for record in read_trials(study)] == ["COMPLETE"] * 3
+    assert len(calls) == 3
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_a_trial_that_a_lost_connection_ends_is_tried_again(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def cut_off(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            lost = OperationalError("SELECT", {}, Exception("terminating connection"), connection_invalidated=True)
+            raise StorageInternalError from lost
+        return evaluate_plan(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(search, "evaluate_plan", cut_off)
+    study = start(problem, 3)
+    states = [record.state for record in read_trials(study)]
+    assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert study.trials[1].params in [trial.params for trial in study.trials[2:]]
 
 
 def test_many_starts_find_the_same_study(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def test_the_same_command_joins_a_study_and_leaves_it(
 ) -> None:
     settings, variables = [f"storage={storage}"], environment()
     if storage == "postgresql":
-        settings, variables = ["storage=rdb"], {**variables, "RANKSEARCH_STORAGE": request.getfixturevalue("database")}
+        url = request.getfixturevalue("database").replace("ranksearch@", "ranksearch:geheim@")
+        settings, variables = ["storage=rdb"], {**variables, "RANKSEARCH_STORAGE": url}
     started = [
         subprocess.Popen(
             command("study.n_trials=8", "study.name=big", *settings),
@@ -70,6 +71,9 @@ def test_the_same_command_joins_a_study_and_leaves_it(
     said = [process.communicate() for process in started]
     assert [process.returncode for process in started] == [0] * 4, said
     folder = tmp_path / "outputs"
+    written = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
+    assert not any(b"geheim" in content for content in written)
+    assert "geheim" not in str(said)
     assert len(list((folder / "cache").glob("baseline-*.safetensors"))) == 1
     trained = sum("training the dense model" in out for out, _ in said)
     assert trained == 1

@@ -141,6 +141,11 @@ def open_database(url: str, heartbeat_seconds: int, engine: dict[str, Any]) -> D
     return database
 
 
+def was_cut_off(error: BaseException) -> bool:
+    """Whether a storage failed because its connection was lost, and a new one may do."""
+    return bool(getattr(error.__cause__, "connection_invalidated", False))
+
+
 def _in_turn(make: Callable[[], Made]) -> Made:
     for attempt in range(TRIES):
         try:
