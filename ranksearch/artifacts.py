@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ranksearch.config import RunConfig
-from ranksearch.files import write_json, write_text
+from ranksearch.files import write_csv, write_json
 from ranksearch.finalize import Finalized
 from ranksearch.problem import Problem
 from ranksearch.provenance import run_record
@@ -42,9 +40,7 @@ COLUMNS = (
 
 def write_trials(path: Path, problem: Problem, records: Sequence[TrialRecord]) -> None:
     """Write a row per trial, empty where there is nothing to say."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for record in records:
         if record.state == "WAITING":
             continue
@@ -70,8 +66,8 @@ def write_trials(path: Path, problem: Problem, records: Sequence[TrialRecord]) -
                 "plan": json.dumps(result.plan.to_json()),
                 **{f"seconds_{stage}": round(result.seconds.get(stage, 0.0), 3) for stage in STAGES},
             }
-        writer.writerow(row)
-    write_text(path, text.getvalue())
+        rows.append(row)
+    write_csv(path, COLUMNS, rows)
 
 
 def write_front(path: Path, study: str, problem: Problem, points: Sequence[FrontPoint]) -> None:

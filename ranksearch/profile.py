@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -12,7 +10,7 @@ from typing import Any
 
 from ranksearch.closed_form import COMPARED_ON, predict, total_error
 from ranksearch.cost import NetworkCost
-from ranksearch.files import write_text
+from ranksearch.files import write_csv
 from ranksearch.latency import LatencyCost, MeasuredLatency
 from ranksearch.plan import SCHEMES, RankPlan
 from ranksearch.problem import Problem
@@ -210,13 +208,6 @@ def write_profile(folder: Path, profile: Profile) -> None:
             "expected_error": row.error,
         }
         rows.append(cells)
-    _write_csv(folder / "profile.csv", rows)
-    _write_csv(folder / "predicted_front.csv", [vars(point) for point in profile.front])
-
-
-def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    listed, text = list(rows), io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(listed[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(listed)
-    write_text(path, text.getvalue())
+    write_csv(folder / "profile.csv", list(rows[0]), rows)
+    front = [vars(point) for point in profile.front]
+    write_csv(folder / "predicted_front.csv", list(front[0]), front)
