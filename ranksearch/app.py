@@ -38,7 +38,7 @@ from ranksearch.config import RunConfig, Schemas
 from ranksearch.cost import CostModel, MeasuredCost
 from ranksearch.datasets import held_on
 from ranksearch.device import choose_device
-from ranksearch.errors import SettingError, UserError
+from ranksearch.errors import SettingError, UserError, first_line
 from ranksearch.job import Job, run_export, run_finalize, run_profile, run_search
 from ranksearch.problem import describe_space
 from ranksearch.proxies import Proxy
@@ -135,18 +135,18 @@ def _run(cfg: DictConfig) -> None:
 
 def _run_job(cfg: DictConfig) -> None:
     """Run one job of a sweep, and leave word of how it ended: the others go on, whatever happens to it."""
-    hydra_config, reason = HydraConfig.get(), None
+    hydra_config, status, reason = HydraConfig.get(), 0, None
     try:
         _perform(cfg)
     except UserError as error:
         reason = str(error)
-        _complain(reason)
+        status = _complain(reason)
     except Exception as error:
         log.exception("job %s failed", hydra_config.job.num)
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        status, reason = 1, f"{type(error).__name__}: {first_line(error)}"
     study = str(cfg.study.name) if not OmegaConf.missing_keys(cfg) else ""
     folder = str(Path(cfg.outputs) / study)
-    outcome = JobOutcome(int(hydra_config.job.num), list(hydra_config.overrides.task), study, folder, reason)
+    outcome = JobOutcome(int(hydra_config.job.num), list(hydra_config.overrides.task), study, folder, status, reason)
     write_outcome(Path(hydra_config.runtime.output_dir), outcome)
 
 
@@ -176,7 +176,7 @@ def _perform(cfg: DictConfig) -> None:
     except StorageInternalError as error:
         if _is_full_disk(error):
             raise
-        reason = str(getattr(error.__cause__, "orig", None) or error).strip().splitlines()[0]
+        reason = first_line(getattr(error.__cause__, "orig", None) or error)
         raise UserError(
             f"the study's storage failed ({reason}), what finished is kept: mend it and run this again"
         ) from error

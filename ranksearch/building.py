@@ -20,8 +20,9 @@ from ranksearch.datasets import Splits
 from ranksearch.errors import SettingError, UserError
 from ranksearch.fine_tuning import FineTuning
 from ranksearch.guided import GuidedSampler
-from ranksearch.job import NOT_OF_THE_BUILDER, Pretrained
+from ranksearch.job import NOT_OF_THE_BUILDER
 from ranksearch.models import is_published, published
+from ranksearch.pretrained import Pretrained
 from ranksearch.rules import Rule, SpaceSettings
 from ranksearch.schema import freeze
 from ranksearch.training import Recipe

@@ -37,3 +37,8 @@ class DivergedError(Exception):
 
 class HopelessError(Exception):
     """A trial that is not worth its fine-tuning."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; the name of its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

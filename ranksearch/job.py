@@ -24,6 +24,7 @@ from ranksearch.fine_tuning import FineTuning
 from ranksearch.loading import is_trusted, load, read_plan_file
 from ranksearch.locks import alone, first
 from ranksearch.picking import pick
+from ranksearch.pretrained import Pretrained
 from ranksearch.problem import Problem, calibrate
 from ranksearch.profile import READING, describe_choices, display_front, display_layers, profile_problem, write_profile
 from ranksearch.progress import progress
@@ -40,21 +41,6 @@ log = logging.getLogger(__name__)
 # Keys of a model that say what to call it, what images it gets, and what becomes of it once it is built.
 BEST_LOCK = "best.lock"
 NOT_OF_THE_BUILDER = ("name", "smallest_input", "input_size", "checkpoint", "num_classes", "rules")
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """Weights that the dense network came with, before any training.
-
-    Attributes:
-        source: their published name, or their file; None where there are none that ranksearch knows of.
-        fit: whether they were made for the data set's classes; otherwise the last layer is new.
-        checksum: of the file.
-    """
-
-    source: str | None = None
-    fit: bool = False
-    checksum: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +28,8 @@ def alone(path: Path, what: str) -> Iterator[None]:
     except Timeout:
         log.info("waiting for another process that %s", what)
         lock.acquire()
-    try:
+    with _held(lock, path):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -47,12 +45,21 @@ def first(path: Path) -> Iterator[bool]:
     except Timeout:
         yield False
         return
-    try:
+    with _held(lock, path):
         yield True
+
+
+@contextmanager
+def _held(lock: BaseFileLock, path: Path) -> Iterator[None]:
+    """Leave no file behind: whoever waited for the one that is gone then sees so, and locks a new one."""
+    try:
+        yield
     finally:
+        with suppress(OSError):  # a system where a file that is open stays
+            path.unlink(missing_ok=True)
         lock.release()
 
 
-def _lock(path: Path) -> FileLock:
+def _lock(path: Path) -> BaseFileLock:
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path)

@@ -26,6 +26,21 @@ class Published:
     images: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights that the dense network came with, before any training.
+
+    Attributes:
+        source: their published name, or their file; None where there are none that ranksearch knows of.
+        fit: whether they were made for the data set's classes; otherwise the last layer is new.
+        checksum: of the file.
+    """
+
+    source: str | None = None
+    fit: bool = False
+    checksum: str | None = None
+
+
 def find_weights(architecture: str, weights: str) -> WeightsEnum:
     """Look up torchvision's weights by name.
 

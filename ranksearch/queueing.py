@@ -78,11 +78,11 @@ def take_up(study: Study, trial: Trial, space: SearchSpace) -> tuple[FrozenTrial
         ValueError: a value that someone enqueued is none of the choices.
     """
     trials = study.get_trials(deepcopy=False)
-    ours = next(frozen for frozen in trials if frozen.number == trial.number)
+    ours = trials[trial.number]
     if ours.params.keys() != distributions(space).keys():
         suggest(trial, space)
         trials = study.get_trials(deepcopy=False)
-        ours = next(frozen for frozen in trials if frozen.number == trial.number)
+        ours = trials[trial.number]
     if AGAIN in ours.user_attrs or FIXED in ours.system_attrs:
         return ours, False  # someone wants it again
     queued, states = CLOSED_FORM in ours.user_attrs, {TrialState.RUNNING}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ranksearch.files import write_json, write_text
+from ranksearch.files import write_csv, write_json, write_text
 from ranksearch.pictures import draw_fronts, to_svg
 from ranksearch.report import figure, page, table
 
@@ -42,6 +40,7 @@ class JobOutcome:
         overrides: as given on the command line.
         study: that it worked on.
         folder: of the study's artifacts.
+        status: that the job would have ended a process with.
         reason: why it failed; None where it did not.
     """
 
@@ -49,6 +48,7 @@ class JobOutcome:
     overrides: list[str]
     study: str
     folder: str
+    status: int = 0
     reason: str | None = None
 
     def front(self) -> Mapping[str, Any] | None:
@@ -81,7 +81,7 @@ def read_outcomes(folder: Path) -> list[JobOutcome]:
         try:
             outcomes.append(JobOutcome(**json.loads((job / OUTCOME).read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError):
-            outcomes.append(JobOutcome(int(job.name), [], "", "", "it was killed, or its machine is gone"))
+            outcomes.append(JobOutcome(int(job.name), [], "", "", 1, "it was killed, or its machine is gone"))
     return sorted(outcomes, key=lambda outcome: outcome.number)
 
 
@@ -91,28 +91,26 @@ def apart(outcomes: Sequence[JobOutcome]) -> list[str]:
     return [" ".join(word for word in outcome.overrides if word not in everywhere) for outcome in outcomes]
 
 
-def write_sweep(folder: Path) -> list[tuple[str, ...]]:
+def write_sweep(folder: Path, outcomes: Sequence[JobOutcome]) -> list[tuple[str, ...]]:
     """Write `sweep.csv` and `sweep.html`.
 
     Args:
         folder: of the sweep.
+        outcomes: of its jobs.
 
     Returns:
         A header and a row per job, for a terminal.
     """
-    outcomes = read_outcomes(folder)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    cells: list[Mapping[str, Any]] = []
     fronts: dict[str, Mapping[str, Any]] = {}  # several jobs may have worked on one study
     rows = [("job", "study", "dense", *(f"at {speedup:g}x" for speedup in SPEEDUPS), "settings")]
     for outcome, settings in zip(outcomes, apart(outcomes), strict=True):
         front = outcome.front()
-        writer.writerows(_csv_rows(outcome, settings, front))
+        cells += _csv_rows(outcome, settings, front)
         if front is not None:
             fronts.setdefault(outcome.study, front)
         rows.append(_row(outcome, settings, front))
-    write_text(folder / "sweep.csv", text.getvalue())
+    write_csv(folder / "sweep.csv", COLUMNS, cells)
     failed = [outcome for outcome in outcomes if outcome.reason]
     parts = [f"<p>{len(outcomes)} jobs, {len(failed)} of them failed.</p>"]
     if fronts:

@@ -86,22 +86,3 @@ NUMBERS = itertools.count()
 def database(server: Server) -> str:
     """The URL of an empty database."""
     return server.create(f"test{next(NUMBERS)}")
-
-
-# Laws that the last change of workers and sweeps touched, to be read again before they hold or are restated.
-TO_READ_AGAIN = (
-    "test_no_file_outgrows_its_idea",
-    "test_other_settings_have_a_baseline_of_their_own",
-    "test_a_baseline_that_diverged_is_not_kept",
-    "test_a_damaged_file_is_trained_anew",
-    "test_a_table_is_read_again_and_a_damaged_one_is_measured_anew",
-    "test_a_database_that_cannot_be_opened_is_named",
-    "test_a_job_of_a_sweep_that_cannot_run_leaves_the_others_alone",
-    "test_on_the_same_weights_and_images_it_is_what_a_trial_builds",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.name.split("[")[0] in TO_READ_AGAIN:
-            item.add_marker(pytest.mark.skip(reason="fails since workers share files by locks: read it again"))

@@ -187,7 +187,7 @@ def test_launchers_start_workers_of_one_study(launcher: list[str], tmp_path: Pat
 def test_a_sweep_is_summed_up_and_no_failed_job_takes_others_down(tmp_path: Path) -> None:
     overrides = ["constraint.speedup=1.5,1000,3", "study.n_trials=2"]
     done = subprocess.run(command("-m", *overrides), cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert re.search(r"job 1 \(constraint.speedup=1000\) failed: constraint.speedup=1000 exceeds", done.stderr)
     assert "1 of 3 jobs failed" in done.stderr
     assert "Traceback" not in done.stderr

@@ -73,7 +73,8 @@ def decompose_schemes(
         if scheme in asked:
             decomposition = decompose(layer, statistics, sensitivity, scheme)
             if isinstance(decomposition, SplitDecomposition):
-                decomposition = dataclasses.replace(decomposition, sibling=sibling)
-                sibling = sibling or decomposition
+                sibling = sibling or decomposition.sibling or decomposition
+                if decomposition is not sibling:
+                    decomposition = dataclasses.replace(decomposition, sibling=sibling)  # which looks for it once
             found[scheme] = decomposition
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -52,7 +52,8 @@ class SplitDecomposition:
         order: see `pieces`.
         limit: the largest rank that errors are expected for.
         given_ridge: of white patches that are mixed in, as a share of the mean variance; None chooses it.
-        sibling: the same layer by another scheme, whose ridge serves here too, for it meets the same patches.
+        sibling: the same layer by the first of its split schemes, whose ridge serves here too, for it meets the same
+            patches; None for that scheme itself.
     """
 
     scheme: str
@@ -219,5 +220,9 @@ def decompose_by_split(
             )
         if not all(half.finite for half in statistics.halves):
             raise ValueError("layer inputs are not finite: check the calibration images")
-    limit = spec.break_even_rank(scheme)
-    return SplitDecomposition(scheme, weight, inverse, statistics, pieces(layer, scheme), limit)
+    first = next((other for other in spec.schemes if other != "full"), scheme)
+    sibling, found = (
+        SplitDecomposition(name, weight, inverse, statistics, pieces(layer, name), spec.break_even_rank(name))
+        for name in (first, scheme)
+    )
+    return sibling if scheme == first else replace(found, sibling=sibling)

@@ -111,7 +111,7 @@ class Database(RDBStorage):
         """Those whose heartbeat is old by the database's clock, and those that have had none for as long by ours."""
         old: list[int] = super()._get_stale_trial_ids(study_id)
         trial, heartbeat = models.TrialModel, models.TrialHeartbeatModel
-        with self.scoped_session() as session:
+        with _create_scoped_session(self.scoped_session) as session:
             never = (
                 session.query(trial.trial_id)
                 .outerjoin(heartbeat, heartbeat.trial_id == trial.trial_id)

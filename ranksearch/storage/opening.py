@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import Connection, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 
-from ranksearch.errors import SettingError, UserError
+from ranksearch.errors import SettingError, UserError, first_line
+from ranksearch.locks import alone
 from ranksearch.storage.database import Database, open_database
 from ranksearch.storage.journal import Journal
 
@@ -25,16 +27,10 @@ def sqlite(path: str, heartbeat_seconds: int = 60) -> Database:
     Raises:
         UserError: the file cannot be opened, or is not a database of Optuna's.
     """
-    file = Path(path).absolute()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):
-            _prepare(file)
-            storage = open_database(f"sqlite:///{file}", heartbeat_seconds, {"connect_args": {"timeout": 60}})
-    except (OSError, sqlite3.Error, DatabaseError, RuntimeError) as error:
-        raise UserError(
-            f"the study database {file} cannot be opened ({_reason(error)}): move it away, or choose storage.path"
-        ) from None
+    hindrances = (OSError, sqlite3.Error, DatabaseError, RuntimeError)
+    with _file("database", path, hindrances) as file, alone(Path(f"{file}.lock"), "opens the study database"):
+        _prepare(file)
+        storage = open_database(f"sqlite:///{file}", heartbeat_seconds, {"connect_args": {"timeout": 60}})
     event.listen(storage.engine, "connect", _prepare_connection)
     event.listen(storage.engine, "begin", _lock_at_once)
     storage.engine.dispose()
@@ -51,14 +47,8 @@ def journal(path: str, heartbeat_seconds: int = 60) -> Journal:
     Raises:
         UserError: the file cannot be opened, or is not a journal of Optuna's.
     """
-    file = Path(path).absolute()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with _file("journal", path, (OSError, ValueError, KeyError, TypeError, AttributeError)) as file:
         return Journal(file, heartbeat_seconds)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"the study journal {file} cannot be opened ({_reason(error)}): move it away, or choose storage.path"
-        ) from None
 
 
 def rdb(url: str, heartbeat_seconds: int = 60) -> Database:
@@ -102,9 +92,21 @@ def rdb(url: str, heartbeat_seconds: int = 60) -> Database:
         raise UserError(f"{place}, cannot be opened ({reason}): check RANKSEARCH_STORAGE and the server") from None
 
 
+@contextmanager
+def _file(what: str, path: str, hindrances: tuple[type[Exception], ...]) -> Iterator[Path]:
+    """Make a file's folder, and tell what hinders the block from opening it."""
+    file = Path(path).absolute()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield file
+    except hindrances as error:
+        raise UserError(
+            f"the study {what} {file} cannot be opened ({_reason(error)}): move it away, or choose storage.path"
+        ) from None
+
+
 def _reason(error: BaseException) -> str:
-    said = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
-    return said.splitlines()[0]
+    return first_line(getattr(error, "orig", None) or error)
 
 
 def _prepare(file: Path) -> None:

@@ -53,7 +53,7 @@ def take_up_again(study: Study, trial: FrozenTrial) -> None:
         study: the trial's.
         trial: that was ended for want of a sign of life.
     """
-    fixed = {name: trial.system_attrs[name] for name in (FIXED,) if name in trial.system_attrs}
+    fixed = {FIXED: trial.system_attrs[FIXED]} if FIXED in trial.system_attrs else {}
     whole = CLOSED_FORM in trial.user_attrs or COST in trial.user_attrs
     retries = trial.user_attrs.get(RETRY, 0) + 1
     if retries > RETRIES or not (whole or fixed):
