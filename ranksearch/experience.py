@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ranksearch.allocation import Indices, OptionTable
 from ranksearch.layer_weights import LogWeights, learn
 from ranksearch.plan import SCHEMES
-from ranksearch.records import DRAWN_TWICE, REASON, RESULT, undominated
+from ranksearch.records import DRAWN_TWICE, FIXED, REASON, RESULT, undominated
 from ranksearch.space import Errors, SearchSpace, Value
 
 Array = NDArray[np.float64]
@@ -133,7 +133,7 @@ class Experience:
         tried: dict[tuple[int, ...], float] = {}
         completed, costs, losses, accuracies = [], [], [], []
         for trial in trials:
-            params = trial.params or trial.system_attrs.get("fixed_params", {})
+            params = trial.params or trial.system_attrs.get(FIXED, {})
             chosen = options.read(params)
             if chosen is None or trial.user_attrs.get(REASON) == DRAWN_TWICE:
                 continue

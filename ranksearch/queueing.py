@@ -52,7 +52,7 @@ def queue_next(study: Study, trials: Sequence[FrozenTrial], sampler: GuidedSampl
 def is_known(study: Study, values: Mapping[str, Any]) -> bool:
     """Whether the study has a trial of these values, other than one that failed."""
     return any(
-        (trial.params or trial.system_attrs.get("fixed_params")) == values
+        (trial.params or trial.system_attrs.get(FIXED)) == values
         for trial in study.get_trials(deepcopy=False)
         if trial.state != TrialState.FAIL
     )
@@ -86,9 +86,8 @@ def take_up(study: Study, trial: Trial, space: SearchSpace) -> tuple[FrozenTrial
     if AGAIN in ours.user_attrs or FIXED in ours.system_attrs:
         return ours, False  # someone wants it again
     queued, states = CLOSED_FORM in ours.user_attrs, {TrialState.RUNNING}
-    if queued or isinstance(
-        study.sampler, GuidedSampler
-    ):  # other samplers may well draw what they have seen the end of
+    # Other samplers may well draw what they have seen the end of.
+    if queued or isinstance(study.sampler, GuidedSampler):
         states |= {TrialState.WAITING, TrialState.COMPLETE, TrialState.PRUNED}
     return ours, any(
         other.params == ours.params
