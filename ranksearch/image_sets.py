@@ -212,7 +212,8 @@ def _normalized(
     held_out: Tensor | None = None,
 ) -> list[Tensor]:
     """Bring images to three channels of a mean and a spread, by default such that those to train on have 0 and 1."""
-    channels = images[train].transpose(0, 1).flatten(1)
+    if mean is None or std is None:
+        channels = images[train].transpose(0, 1).flatten(1)
     center = channels.mean(1) if mean is None else torch.tensor(mean)
     spread = channels.std(1) if std is None else torch.tensor(std)
     return [

@@ -232,7 +232,9 @@ def _settled(job: Job) -> FineTuning:
         return tuning
     splits = job.splits
     some = endless_batches(splits.train, tuning.batch_size, job.device, job.config.seed, splits.workers, splits.augment)
-    return settle_autocast(tuning, job.model, some, job.device)
+    settled = settle_autocast(tuning, job.model, some, job.device)
+    log.info("fine-tuning: in %s", "bfloat16" if settled.autocast == "bfloat16" else "float32")
+    return settled
 
 
 def _load_call(job: Job) -> str:

@@ -40,14 +40,14 @@ class Progress:
 
     def trial(self, record: TrialRecord) -> None:
         """One trial is over."""
-        self._done += 1
+        self._done += record.finished
         self._new += 1
         self._seconds += record.seconds
         better = record.result is not None and record.feasible
         if better and (self._best is None or _rank(record) > _rank(self._best)):
             self._best = record
         best = "none" if self._best is None else f"{_describe(self._best)} (trial {self._best.number})"
-        self._bar.update(1)
+        self._bar.update(int(record.finished))
         self._bar.set_postfix_str(f"best {best}", refresh=False)
         left = self._seconds / self._new * max(0, self._total - self._done)
         outcome = _describe(record) if record.result is not None else f"{record.state.lower()}: {record.reason}"

@@ -43,6 +43,11 @@ class TrialRecord:
     reason: str
     seconds: float
 
+    @property
+    def finished(self) -> bool:
+        """Whether it came to an end of its own; what was interrupted, killed or drawn twice does not count."""
+        return _is_finished(self.state, self.reason)
+
 
 @dataclass(frozen=True)
 class FrontPoint:
@@ -83,13 +88,12 @@ def standings(study: Study) -> list[Standing]:
 
 
 def finished(trials: Iterable[FrozenTrial]) -> int:
-    """How many trials came to an end of their own; those that were interrupted, killed or drawn twice do not count."""
-    of_their_own, cut_short = (TrialState.COMPLETE, TrialState.PRUNED), (INTERRUPTED, DRAWN_TWICE)
-    return sum(
-        trial.state in of_their_own
-        or (trial.state == TrialState.FAIL and trial.user_attrs.get(REASON, INTERRUPTED) not in cut_short)
-        for trial in trials
-    )
+    """How many trials are over, see `TrialRecord.finished`."""
+    return sum(_is_finished(trial.state.name, trial.user_attrs.get(REASON, "")) for trial in trials)
+
+
+def _is_finished(state: str, reason: str) -> bool:
+    return state in ("COMPLETE", "PRUNED") or (state == "FAIL" and reason not in ("", INTERRUPTED, DRAWN_TWICE))
 
 
 def front(records: Sequence[TrialRecord]) -> list[FrontPoint]:

@@ -123,10 +123,12 @@ def run_trials(
         on_trial(read_trial(trial))
 
     # One at a time, for others may work on the same study.
-    while finished(trials := study.get_trials(deepcopy=False)) < settings.n_trials:
-        if isinstance(study.sampler, GuidedSampler):
-            queue_next(study, trials, study.sampler, problem.space)
+    while True:
         try:
+            if finished(trials := study.get_trials(deepcopy=False)) >= settings.n_trials:
+                return
+            if isinstance(study.sampler, GuidedSampler):
+                queue_next(study, trials, study.sampler, problem.space)
             study.optimize(lambda trial: _objective(study, trial, problem, pruning), n_trials=1, callbacks=[tell])
         except (UpdateFinishedTrialError, ValueError) as error:
             if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a "):
@@ -135,7 +137,7 @@ def run_trials(
         except StorageInternalError as error:
             if not was_cut_off(error):
                 raise
-            log.warning("the connection to the study's database broke in the middle of a trial: going on")
+            log.warning("the connection to the study's database broke: going on")
 
 
 def queue_closed_form(study: Study, problem: Problem, settings: StudySettings) -> None:

@@ -9,14 +9,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core, so one thr
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dataclasses
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
-from postgresql import MISSING, Server, programs
+from servers import SERVERS, Server
 from torch import nn
 
 from ranksearch.constraint import Constraint
@@ -64,25 +63,29 @@ def problem(base_problem: Problem) -> Problem:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A PostgreSQL server, which a test may stop and resume."""
-    if programs() is None:
-        pytest.skip(MISSING)
-    folder = tmp_path_factory.mktemp("postgresql")
-    for outer in (folder, *folder.parents):  # which the server's own user goes through
-        if outer.owner() != "root" or outer.stat().st_mode & 0o005 != 0o005:
-            outer.chmod(outer.stat().st_mode | 0o055)
-        if outer == Path(outer.anchor) or outer.name == "tmp":
-            break
-    server = Server.start(folder / "server")
-    yield server
-    server.stop("immediate")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """Gives the server of a kind, one for all tests, which a test may stop when it resumes it."""
+    started: dict[str, Server] = {}
+
+    def start(kind: str) -> Server:
+        if SERVERS[kind].programs() is None:
+            pytest.skip(SERVERS[kind].missing)
+        if kind not in started:
+            folder = tmp_path_factory.mktemp(kind)
+            for outer in (folder, *folder.parents):  # which the server's own user goes through
+                if outer.owner() != "root" or outer.stat().st_mode & 0o005 != 0o005:
+                    outer.chmod(outer.stat().st_mode | 0o055)
+                if outer == Path(outer.anchor) or outer.name == "tmp":
+                    break
+            started[kind] = SERVERS[kind].start(folder / "server")
+        return started[kind]
+
+    yield start
+    for server in started.values():
+        server.stop()
 
 
-NUMBERS = itertools.count()
-
-
-@pytest.fixture
-def database(server: Server) -> str:
-    """The URL of an empty database."""
-    return server.create(f"test{next(NUMBERS)}")
+@pytest.fixture(params=list(SERVERS))
+def server(request: pytest.FixtureRequest, start_server: Callable[[str], Server]) -> Server:
+    """A database server, of every kind in turn."""
+    return start_server(request.param)

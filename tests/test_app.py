@@ -259,6 +259,12 @@ def test_what_a_search_ends_with_can_be_exported(ran: tuple[Path, subprocess.Com
     assert torch.equal(scope["load"]()(images), network(images))
 
 
+def test_the_run_says_where_and_in_which_precision_it_runs(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    said = ran[1].stdout.splitlines()
+    assert re.fullmatch(r"device: cpu \(.+, \d+ threads\)", said[0])
+    assert "fine-tuning: in float32" in said
+
+
 def test_the_run_says_what_it_was_made_with(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder = ran[0] / "outputs" / STUDY
     record, plan = (json.loads((folder / name).read_text()) for name in ("run.json", "best/plan.json"))

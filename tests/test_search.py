@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +21,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.pruners import ThresholdPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
-from postgresql import Server
+from servers import Server
 from sqlalchemy.exc import OperationalError
 from torch import nn
 
@@ -199,21 +200,26 @@ def test_a_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
     assert states == ["COMPLETE"] * 5 + ["RUNNING"]
 
 
-def test_a_server_that_restarts_in_the_middle_of_a_trial_costs_no_trial(
-    problem: Problem, server: Server, database: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+@pytest.mark.parametrize("fault", ["stopped", "held still"])
+def test_a_server_that_is_away_in_the_middle_of_a_trial_costs_no_trial(
+    problem: Problem, server: Server, fault: str, seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
+    away, back = (server.stop, server.resume) if fault == "stopped" else (server.freeze, server.thaw)
+    calls: list[object] = []
+    later = threading.Timer(seconds, back)
 
     def interrupted(*args: object) -> object:
         calls.append(args)
         if len(calls) == 2:
-            server.stop("immediate")
-            server.resume()
+            away()
+            later.start()
         return evaluate_plan(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(search, "evaluate_plan", interrupted)
-    storage = rdb(database)
+    storage = rdb(server.create(), heartbeat_seconds=1)
     study = start(problem, 3, open_study("s", storage, SETTINGS))
+    later.join()
     assert [record.state for record in read_trials(study)] == ["COMPLETE"] * 3
     assert len(calls) == 3
     storage.remove_session()

@@ -13,6 +13,7 @@ import pytest
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import TrialState
+from servers import SERVERS, Server
 
 from ranksearch.errors import UserError
 from ranksearch.records import CLOSED_FORM
@@ -46,14 +47,19 @@ def closing() -> Iterator[Callable[[BaseStorage], BaseStorage]]:
             storage.engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", "journal", "postgresql"])
-def opener(request: pytest.FixtureRequest, tmp_path: Path, closing: Callable[[BaseStorage], BaseStorage]) -> Opener:
+@pytest.fixture(params=["sqlite", "journal", *SERVERS])
+def opener(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    closing: Callable[[BaseStorage], BaseStorage],
+    start_server: Callable[[str], Server],
+) -> Opener:
     """Opens one storage again and again."""
     if request.param == "sqlite":
         return lambda: closing(sqlite(str(tmp_path / "a folder" / "db"), heartbeat_seconds=1))
     if request.param == "journal":
         return lambda: journal(str(tmp_path / "a folder" / "journal"), heartbeat_seconds=1)
-    url = request.getfixturevalue("database")
+    url = start_server(request.param).create()
     return lambda: closing(rdb(url, heartbeat_seconds=1))
 
 
@@ -223,11 +229,11 @@ def test_a_server_that_cannot_be_had_is_one_line_without_a_secret(url: str, said
 
 
 def test_a_server_that_goes_away_is_waited_for(
-    server: Any, database: str, caplog: pytest.LogCaptureFixture, closing: Callable[[BaseStorage], BaseStorage]
+    server: Server, caplog: pytest.LogCaptureFixture, closing: Callable[[BaseStorage], BaseStorage]
 ) -> None:
-    study = open_study("s", closing(rdb(database)), {})
+    study = open_study("s", closing(rdb(server.create())), {})
     study.tell(study.ask(), [0.5, 3.0])
-    server.stop("immediate")
+    server.stop()
     context = multiprocessing.get_context("fork")
     later = context.Process(target=server.resume)
     later.start()  # it takes a moment, and the study is asked at once

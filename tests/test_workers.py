@@ -7,19 +7,22 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from conftest import ROOT
+from servers import PASSWORD, SERVERS, Server
 from test_app import command, environment
 
 from ranksearch.device import choose_device
 from ranksearch.locks import alone, first
 from ranksearch.storage import journal, sqlite
 
-STORAGES = ["sqlite", "journal", "postgresql"]
+STORAGES = ["sqlite", "journal", *SERVERS]
+Start = Callable[[str], Server]
 
 
 def kill_at_random(where: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -35,9 +38,9 @@ def kill_at_random(where: str, folder: Path, kills: int, seed: int) -> dict[str,
 @pytest.mark.parametrize("kills", [6, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 @pytest.mark.parametrize("storage", STORAGES)
 def test_processes_killed_at_random_lose_and_double_nothing(
-    storage: str, kills: int, tmp_path: Path, request: pytest.FixtureRequest
+    storage: str, kills: int, tmp_path: Path, start_server: Start
 ) -> None:
-    where = request.getfixturevalue("database") if storage == "postgresql" else storage
+    where = start_server(storage).create() if storage in SERVERS else storage
     found = kill_at_random(where, tmp_path, kills, seed=kills)
     assert found["finished"] >= 8, found
     assert found["failed"] == 0, found  # those that were left alone ended well, with nothing mended by hand
@@ -50,12 +53,10 @@ def test_processes_killed_at_random_lose_and_double_nothing(
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_the_same_command_joins_a_study_and_leaves_it(
-    storage: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_the_same_command_joins_a_study_and_leaves_it(storage: str, tmp_path: Path, start_server: Start) -> None:
     settings, variables = [f"storage={storage}"], environment()
-    if storage == "postgresql":
-        url = request.getfixturevalue("database").replace("ranksearch@", "ranksearch:geheim@")
+    if storage in SERVERS:
+        url = start_server(storage).create()
         settings, variables = ["storage=rdb"], {**variables, "RANKSEARCH_STORAGE": url}
     started = [
         subprocess.Popen(
@@ -72,8 +73,8 @@ def test_the_same_command_joins_a_study_and_leaves_it(
     assert [process.returncode for process in started] == [0] * 4, said
     folder = tmp_path / "outputs"
     written = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
-    assert not any(b"geheim" in content for content in written)
-    assert "geheim" not in str(said)
+    assert not any(PASSWORD.encode() in content for content in written)
+    assert PASSWORD not in str(said)
     assert len(list((folder / "cache").glob("baseline-*.safetensors"))) == 1
     trained = sum("training the dense model" in out for out, _ in said)
     assert trained == 1
@@ -82,7 +83,7 @@ def test_the_same_command_joins_a_study_and_leaves_it(
     assert sum("another process sees to the end" in out for out, _ in said) + finalized == 4
     assert (folder / "big" / "best" / "model.safetensors").exists()
     where: Any = variables.get("RANKSEARCH_STORAGE")
-    if storage != "postgresql":
+    if storage not in SERVERS:
         opened = {"sqlite": sqlite, "journal": journal}[storage]
         where = opened(str(folder / ("ranksearch.db" if storage == "sqlite" else "ranksearch.journal")))
     study = optuna.load_study(study_name="big", storage=where)
@@ -98,7 +99,7 @@ def test_the_same_command_joins_a_study_and_leaves_it(
 
 
 def test_a_password_is_written_nowhere(tmp_path: Path) -> None:
-    url = "postgresql+psycopg://me:geheim@127.0.0.1:1/mine"
+    url = f"postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/mine"
     done = subprocess.run(
         command("storage=rdb"),
         cwd=tmp_path,
@@ -110,11 +111,11 @@ def test_a_password_is_written_nowhere(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "postgresql at 127.0.0.1, database 'mine', cannot be opened" in done.stderr
     written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
-    assert not any(b"geheim" in content for content in (*written, done.stdout.encode(), done.stderr.encode()))
+    assert not any(PASSWORD.encode() in content for content in (*written, done.stdout.encode(), done.stderr.encode()))
 
 
 def test_a_password_on_the_command_line_is_refused(tmp_path: Path) -> None:
-    url = "storage.url=postgresql+psycopg://me:geheim@127.0.0.1:1/mine"
+    url = f"storage.url=postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/mine"
     done = subprocess.run(command("storage=rdb", url), cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "holds a password" in done.stderr
@@ -200,3 +201,22 @@ def test_a_sweep_is_summed_up_and_no_failed_job_takes_others_down(tmp_path: Path
         assert sum(row["study"] == study for row in rows) == len(front["points"])
         assert study in (folder / "sweep.html").read_text()
     assert "exceeds" in (folder / "sweep.html").read_text()
+
+
+def test_two_processes_calibrate_alike_to_the_last_bit() -> None:
+    code = """
+import hashlib
+from faults import make_problem
+from ranksearch.closed_form import closed_form
+problem = make_problem()
+[plan] = closed_form(problem, [problem.budget])
+seen = hashlib.sha256(repr((sorted(problem.errors.items()), plan.to_json())).encode())
+for name, value in problem.build(plan).state_dict().items():
+    seen.update(name.encode() + value.numpy().tobytes())
+print(len(problem.errors), seen.hexdigest())
+"""
+    variables = {**environment(), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    script = [sys.executable, "-W", "ignore", "-c", code]
+    said = [subprocess.run(script, env=variables, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert said[0] == said[1]
+    assert int(said[0].split()[0]) > 1

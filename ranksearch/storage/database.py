@@ -10,7 +10,7 @@ from collections.abc import Callable, Container
 from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
@@ -106,6 +106,14 @@ class Database(RDBStorage):
     def _read(self, *wanted: Any) -> list[FrozenTrial]:
         with _create_scoped_session(self.scoped_session) as session:
             return read_trials(session, wanted, self._plans)
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Say that a trial is alive; a connection that breaks meanwhile must not end the thread that says so."""
+        try:
+            super().record_heartbeat(trial_id)
+        except StorageInternalError as error:
+            if not was_cut_off(error):
+                raise
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         """Those whose heartbeat is old by the database's clock, and those that have had none for as long by ours."""

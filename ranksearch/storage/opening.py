@@ -16,6 +16,15 @@ from ranksearch.locks import alone
 from ranksearch.storage.database import Database, open_database
 from ranksearch.storage.journal import Journal
 
+# Seconds, by driver, after which a server that has vanished without a word counts as gone: longer than a lock is waited
+# for, and than most pauses of a network.
+TIMEOUTS = {
+    "psycopg": {"keepalives_idle": 60, "keepalives_interval": 15, "keepalives_count": 4, "tcp_user_timeout": 120_000},
+    "psycopg2": {"keepalives_idle": 60, "keepalives_interval": 15, "keepalives_count": 4, "tcp_user_timeout": 120_000},
+    "pymysql": {"read_timeout": 120, "write_timeout": 120},
+    "mysqldb": {"read_timeout": 120, "write_timeout": 120},
+}
+
 
 def sqlite(path: str, heartbeat_seconds: int = 60) -> Database:
     """Open or make an SQLite file of studies, for processes of one machine.
@@ -77,7 +86,7 @@ def rdb(url: str, heartbeat_seconds: int = 60) -> Database:
         "max_overflow": 2,
         "pool_pre_ping": True,  # a connection that a restart of the server has cut is replaced
         "pool_recycle": 1800,  # seconds, before firewalls forget it
-        "connect_args": {"connect_timeout": 10},  # seconds
+        "connect_args": {"connect_timeout": 10, **TIMEOUTS.get(parsed.get_driver_name(), {})},
     }
     try:
         return open_database(url, heartbeat_seconds, engine)
