@@ -94,7 +94,7 @@ def take_apart(
         name = choices.spec.name
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        by_scheme = decompose_schemes(layer, statistics[name], felt.get(name), choices.schemes)
+        by_scheme = decompose_schemes(layer, statistics.pop(name), felt.get(name), choices.schemes)
         decompositions[name] = by_scheme
         errors[name] = {scheme: decomposition.expected_errors() for scheme, decomposition in by_scheme.items()}
     log.info(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ranksearch.calibrated import Calibrated, take_apart
 from ranksearch.cost import CostModel, MacsCost, MeasuredCost, NetworkCost, count_params
-from ranksearch.datasets import Batch, Splits, batches, draw, length
+from ranksearch.datasets import Batch, Examples, Splits, batches, draw, length
 from ranksearch.errors import SettingError, UserError
 from ranksearch.factorize import collect_sensitivities, profile_layers
 from ranksearch.fine_tuning import FineTuning
@@ -22,7 +23,9 @@ from ranksearch.training import Evaluation, evaluate
 log = logging.getLogger(__name__)
 
 
+# Images that are evaluated at once: fewer of large ones, whose maps are larger still.
 EVALUATION_BATCH = 256
+NUMBERS_OF_A_BATCH = 2**23
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,16 @@ class Problem(Calibrated):
 
     def validation(self) -> Iterator[Batch]:
         """The batches to choose by."""
-        return batches(self.splits.validation, EVALUATION_BATCH, self.device, self.splits.workers)
+        return _batches_to_measure_on(self.splits, self.splits.validation, self.device)
 
     def test(self) -> Iterator[Batch]:
         """The batches to report on."""
-        return batches(self.splits.test, EVALUATION_BATCH, self.device, self.splits.workers)
+        return _batches_to_measure_on(self.splits, self.splits.test, self.device)
+
+
+def _batches_to_measure_on(splits: Splits, split: Examples, device: torch.device) -> Iterator[Batch]:
+    affordable = NUMBERS_OF_A_BATCH // math.prod(splits.input_shape)
+    return batches(split, max(1, min(EVALUATION_BATCH, affordable)), device, splits.workers)
 
 
 def describe_space(
@@ -171,7 +179,7 @@ def calibrate(
         **vars(layers),
         splits=splits,
         macs=_in_macs(model, space, splits.input_shape),
-        baseline=evaluate(model, batches(splits.validation, EVALUATION_BATCH, device, splits.workers)),
+        baseline=evaluate(model, _batches_to_measure_on(splits, splits.validation, device)),
         params=count_params(model),
         budget=budget,
         recipe=recipe,

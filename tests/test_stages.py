@@ -66,6 +66,6 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(seed: int, tmp_p
         assert done.returncode == 0, done.stderr
     assert closed_form_results(killed) == closed_form_results(quiet)
     assert [file for file in killed.rglob(".*") if file.is_file()] == []
-    images = torch.rand(2, 1, 8, 8)
+    images = torch.rand(2, 3, 8, 8)
     best = ranksearch.load(killed / "outputs" / STUDY / "best")
     assert best(images).shape == (2, 10)

@@ -75,6 +75,9 @@ def decompose_schemes(
             if isinstance(decomposition, SplitDecomposition):
                 sibling = sibling or decomposition.sibling or decomposition
                 if decomposition is not sibling:
-                    decomposition = dataclasses.replace(decomposition, sibling=sibling)  # which looks for it once
+                    # Which looks for the ridge once, and holds the weights once.
+                    decomposition = dataclasses.replace(
+                        decomposition, sibling=sibling, weight=sibling.weight, inverse=sibling.inverse
+                    )
             found[scheme] = decomposition
     return found

@@ -67,9 +67,12 @@ class _Pair(nn.Module):
             both: Tensor = self.dense(input)
             return both
         target: Tensor = self.dense(ours)
+        outputs = torch.cat([target, target])  # the second half is room for the twin's: maps are large
+        target, others = outputs.chunk(2)
         if self.solve is not None:
             self.solve(theirs, target)
-        return torch.cat([target, self.twin(theirs)])
+        others[:] = self.twin(theirs)
+        return outputs
 
     def __getattr__(self, name: str) -> Any:
         # Code around a module may look at its settings.
