@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +62,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system, where the C library keeps it in pieces between what is in use."""
+    with suppress(OSError, TypeError, AttributeError):  # other systems than GNU's
+        ctypes.CDLL(None).malloc_trim(0)

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,18 +27,21 @@ CHECKSUM = "sha256"
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a neighbour to write to, and rename it to the file once the block ends well; folders are made as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Give a file to write to, and move it to its place once the block ends well; folders are made as needed.
+
+    It lies in a neighbouring folder of its own, for libraries that write may leave half a file of theirs beside it.
+    """
     prefix = f".{path.name}.{platform.node()}."
-    neighbour = path.with_name(f"{prefix}{os.getpid()}")
+    folder = path.with_name(f"{prefix}{os.getpid()}")
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield neighbour
-        neighbour.replace(path)
+        yield folder / path.name
+        (folder / path.name).replace(path)
     finally:
-        neighbour.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
     for left in path.parent.glob(f"{glob.escape(prefix)}*"):
         if not _is_alive(left.name.removeprefix(prefix)):
-            left.unlink(missing_ok=True)  # half a file, of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)  # half a file, of a process that was killed
 
 
 def _is_alive(pid: str) -> bool:

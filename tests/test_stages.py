@@ -65,7 +65,7 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(seed: int, tmp_p
         done = call(folder, *LONGER)
         assert done.returncode == 0, done.stderr
     assert closed_form_results(killed) == closed_form_results(quiet)
-    assert [file for file in killed.rglob(".*") if file.is_file()] == []
+    assert {file.name for file in killed.rglob(".*")} <= {".hydra"}
     images = torch.rand(2, 3, 8, 8)
     best = ranksearch.load(killed / "outputs" / STUDY / "best")
     assert best(images).shape == (2, 10)
