@@ -258,9 +258,13 @@ def _open_study(job: Job) -> tuple[Study, BaseSampler]:
     pruner = build("pruner", config.pruner, BasePruner)
     rungs = config.pruning.steps(job.fine_tuning.steps)
     check_sampler(build_sampler(config, trials=0), pruner, rungs, job.space, job.budget, config.objective)
+    unmade = UserError(f"there is no study '{config.study.name}' to finalize a trial of: run task=search first")
+    file = config.storage.get("path")
+    if config.task == "finalize" and file is not None and not Path(file).exists():
+        raise unmade  # before an empty one is made
     storage = build("storage", config.storage, BaseStorage)
     if config.task == "finalize" and config.study.name not in optuna.get_all_study_names(storage):
-        raise UserError(f"there is no study '{config.study.name}' to finalize a trial of: run task=search first")
+        raise unmade
     study = open_study(config.study.name, storage, job.compared, config.objective, job.space.cost.model.unit)
     study.pruner = pruner
     return study, build_sampler(config, trials=len(study.trials))
