@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help search test check .venv
+.PHONY: help search test slow check .venv
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z.]+: .*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ check: .venv ## lint, format and types
 
 test: check ## check, then the tests
 	$(BIN)/python -m pytest
+
+slow: .venv ## the tests that the others leave out, half an hour of killed workers and networks for ImageNet
+	$(BIN)/python -m pytest -m slow
 
 .venv: .venv/.complete ## the environment alone
 
