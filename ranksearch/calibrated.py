@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ranksearch.device import give_back_memory
 from ranksearch.factorize import (
     Decomposition,
     affordable_images,
@@ -59,6 +60,7 @@ class Calibrated:
             plan: layers, their schemes and their latent sizes.
             images: that layers are solved on one after another; None for all there are.
         """
+        give_back_memory()  # what the last one took in small pieces, for this one takes large ones
         if self.sequential is None:
             network = factorize_model(self.model, plan, self.decompositions)
         else:

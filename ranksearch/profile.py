@@ -10,7 +10,6 @@ from typing import Any
 
 from ranksearch.closed_form import COMPARED_ON, predict, total_error
 from ranksearch.cost import NetworkCost
-from ranksearch.device import give_back_memory
 from ranksearch.files import write_csv
 from ranksearch.latency import LatencyCost, MeasuredLatency
 from ranksearch.plan import SCHEMES, RankPlan
@@ -93,7 +92,6 @@ def profile_problem(problem: Problem, latency: MeasuredLatency) -> Profile:
         latency: how to time layers, where the search itself does not count time.
     """
     times, macs = _in_time(problem, latency), problem.macs
-    give_back_memory()
     budgets = closed_form_budgets(problem, FRONT_POINTS)
     # A search compares a few networks for each budget; this shows what the errors alone say.
     plans = list(dict.fromkeys(problem.space.allocate(problem.harms, budget) for budget in budgets))

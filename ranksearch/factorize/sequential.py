@@ -37,7 +37,7 @@ RIDGE = 1e-3
 # With fewer rows than this for each of an input's numbers, a layer keeps the factors for the dense network's inputs.
 ROWS_FOR_EACH_NUMBER = 4
 # Of the largest map, over all images, each of which goes through both networks.
-NUMBERS_AT_ONCE = 10**8
+NUMBERS_AT_ONCE = 8 * 10**7
 # Where a copy of all maps of a layer would be made.
 EXAMPLES_AT_ONCE = 16
 
@@ -215,7 +215,7 @@ def _in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def affordable_images(model: nn.Module, image: Tensor) -> int:
-    """How many images layers may be solved on one after another, so that the largest map of all takes 400 MB.
+    """How many images layers may be solved on one after another, so that the largest map of all takes 320 MB.
 
     Args:
         model: that is factorized.
