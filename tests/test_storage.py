@@ -127,8 +127,9 @@ def start_together(opener: Opener, barrier: Any, numbers: Any) -> None:
     study.tell(trial, [0.5, 3.0])
 
 
-def test_many_that_start_at_once_take_a_trial_each(opener: Opener) -> None:
-    context, count = multiprocessing.get_context("fork"), 6
+@pytest.mark.parametrize("count", [6, *(pytest.param(8, marks=pytest.mark.slow, id=f"8-{n}") for n in range(20))])
+def test_many_that_start_at_once_take_a_trial_each(opener: Opener, count: int) -> None:
+    context = multiprocessing.get_context("fork")
     barrier, numbers = context.Barrier(count), context.Queue()
     processes = [context.Process(target=start_together, args=(opener, barrier, numbers)) for _ in range(count)]
     for process in processes:
