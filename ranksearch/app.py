@@ -259,8 +259,8 @@ def _open_study(job: Job) -> tuple[Study, BaseSampler]:
     rungs = config.pruning.steps(job.fine_tuning.steps)
     check_sampler(build_sampler(config, trials=0), pruner, rungs, job.space, job.budget, config.objective)
     unmade = UserError(f"there is no study '{config.study.name}' to finalize a trial of: run task=search first")
-    file = config.storage.get("path")
-    if config.task == "finalize" and file is not None and not Path(file).exists():
+    ours = str(config.storage.get("_target_")).startswith("ranksearch.storage.")
+    if config.task == "finalize" and ours and not Path(config.storage.get("path", "/")).exists():
         raise unmade  # before an empty one is made
     storage = build("storage", config.storage, BaseStorage)
     if config.task == "finalize" and config.study.name not in optuna.get_all_study_names(storage):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ranksearch.calibrated import Calibrated, take_apart
 from ranksearch.cost import CostModel, MacsCost, MeasuredCost, NetworkCost, count_params
 from ranksearch.datasets import Batch, Examples, Splits, batches, draw, length
-from ranksearch.device import give_back_memory
 from ranksearch.errors import SettingError, UserError
 from ranksearch.factorize import collect_sensitivities, profile_layers
 from ranksearch.fine_tuning import FineTuning
@@ -187,7 +186,6 @@ def calibrate(
         seed=seed,
         device=device,
     )
-    give_back_memory()
     log.info("baseline: %.2f %% accuracy on the validation split", 100 * problem.baseline.accuracy)
     return problem
 

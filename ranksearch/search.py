@@ -134,8 +134,10 @@ def run_trials(
             if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a "):
                 raise
             log.warning("another process took this one for dead and gave its trial up: going on")
-        except StorageInternalError as error:
-            if not was_cut_off(error):
+        except (StorageInternalError, AssertionError, UnboundLocalError) as error:
+            # Where the value of a trial cannot be told, Optuna stumbles over that in turn.
+            cause = error if isinstance(error, StorageInternalError) else error.__context__
+            if cause is None or not was_cut_off(cause):
                 raise
             log.warning("the connection to the study's database broke: going on")
 

@@ -21,6 +21,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import optuna
 import torch
+from leftovers import left_over
 from optuna import Study
 from optuna.storages import BaseStorage
 
@@ -141,7 +142,7 @@ def invariants(folder: Path, study: Study, n_trials: int) -> dict[str, Any]:
         lost += found is None or found.state != state or kept != value
     ended = [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
     plans = Counter(json.dumps(trial.params, sort_keys=True) for trial in ended)
-    halves = [str(file) for file in folder.rglob(".*")]  # what was not moved to its place
+    halves = left_over(folder)
     rows = list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
     front_of_file = json.loads((folder / "front.json").read_text())["points"]
     whole = all(None not in row.values() for row in rows) and len(front_of_file) == len(front(list(records.values())))

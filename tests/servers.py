@@ -134,7 +134,8 @@ class MariaDB:
     def stop(self) -> None:
         process = self._process()
         os.kill(process, signal.SIGKILL)
-        while Path(f"/proc/{process}").exists():
+        stat = Path(f"/proc/{process}/stat")
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
             time.sleep(0.01)
 
     def freeze(self) -> None:

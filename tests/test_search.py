@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.pruners import ThresholdPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
 from servers import Server
 from sqlalchemy.exc import OperationalError
 from torch import nn
@@ -241,6 +242,24 @@ def test_a_trial_that_a_lost_connection_ends_is_tried_again(problem: Problem, mo
     states = [record.state for record in read_trials(study)]
     assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert study.trials[1].params in [trial.params for trial in study.trials[2:]]
+
+
+def test_a_result_that_a_lost_connection_takes_does_not_end_the_worker(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study("s", InMemoryStorage(), SETTINGS)
+    told, tell = [], study._storage.set_trial_state_values
+
+    def cut_off(trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        told.append(state)
+        if told.count(TrialState.COMPLETE) == 2 and state == TrialState.COMPLETE:
+            lost = OperationalError("UPDATE", {}, Exception("terminating connection"), connection_invalidated=True)
+            raise StorageInternalError from lost
+        return tell(trial_id, state, values)
+
+    monkeypatch.setattr(study._storage, "set_trial_state_values", cut_off)
+    start(problem, 3, study)
+    assert sorted(record.state for record in read_trials(study)) == ["COMPLETE"] * 3 + ["RUNNING"]
 
 
 def test_many_starts_find_the_same_study(tmp_path: Path) -> None:

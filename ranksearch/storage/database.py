@@ -151,7 +151,9 @@ def open_database(url: str, heartbeat_seconds: int, engine: dict[str, Any]) -> D
 
 def was_cut_off(error: BaseException) -> bool:
     """Whether a storage failed because its connection was lost, and a new one may do."""
-    return bool(getattr(error.__cause__, "connection_invalidated", False))
+    cause = error.__cause__
+    given_up = getattr(getattr(cause, "orig", None), "given_up", False)
+    return bool(getattr(cause, "connection_invalidated", False)) and not given_up
 
 
 def _in_turn(make: Callable[[], Made]) -> Made:
@@ -177,8 +179,9 @@ def _wait_for_connection(dialect: Any, record: object, arguments: list[Any], set
     while True:
         try:
             connection = dialect.connect(*arguments, **settings)
-        except dialect.loaded_dbapi.OperationalError:
+        except dialect.loaded_dbapi.OperationalError as error:
             if time.monotonic() - start > PATIENCE:
+                error.given_up = True
                 raise
             if not told:
                 log.warning("the study's database is away: waiting for up to %d s", PATIENCE)

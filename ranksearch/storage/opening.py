@@ -18,12 +18,9 @@ from ranksearch.storage.journal import Journal
 
 # Seconds, by driver, after which a server that has vanished without a word counts as gone: longer than a lock is waited
 # for, and than most pauses of a network.
-TIMEOUTS = {
-    "psycopg": {"keepalives_idle": 60, "keepalives_interval": 15, "keepalives_count": 4, "tcp_user_timeout": 120_000},
-    "psycopg2": {"keepalives_idle": 60, "keepalives_interval": 15, "keepalives_count": 4, "tcp_user_timeout": 120_000},
-    "pymysql": {"read_timeout": 120, "write_timeout": 120},
-    "mysqldb": {"read_timeout": 120, "write_timeout": 120},
-}
+LIBPQ = {"keepalives_idle": 60, "keepalives_interval": 15, "keepalives_count": 4, "tcp_user_timeout": 120_000}
+MYSQL = {"read_timeout": 120, "write_timeout": 120}
+TIMEOUTS = {"psycopg": LIBPQ, "psycopg2": LIBPQ, "pymysql": MYSQL, "mysqldb": MYSQL}
 
 
 def sqlite(path: str, heartbeat_seconds: int = 60) -> Database:
