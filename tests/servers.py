@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+import pytest
+
 PASSWORD = "geheim"  # which no file and no message may hold
 NUMBERS = itertools.count()
 
@@ -152,6 +154,8 @@ class MariaDB:
         _call(self.folder, program, "--no-defaults", *where, *arguments)
 
 
+# What MariaDB does otherwise than PostgreSQL shows in the tests that stop a server and hold it still.
+STORAGES = ["sqlite", "journal", "postgresql", pytest.param("mysql", marks=pytest.mark.slow)]
 SERVERS: dict[str, type[PostgreSQL] | type[MariaDB]] = {"postgresql": PostgreSQL, "mysql": MariaDB}
 
 

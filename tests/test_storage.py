@@ -13,7 +13,7 @@ import pytest
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import TrialState
-from servers import SERVERS, Server
+from servers import STORAGES, Server
 
 from ranksearch.errors import UserError
 from ranksearch.records import CLOSED_FORM
@@ -47,7 +47,7 @@ def closing() -> Iterator[Callable[[BaseStorage], BaseStorage]]:
             storage.engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", "journal", *SERVERS])
+@pytest.fixture(params=STORAGES)
 def opener(
     request: pytest.FixtureRequest,
     tmp_path: Path,

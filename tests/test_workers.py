@@ -14,15 +14,13 @@ from typing import Any
 import optuna
 import pytest
 from conftest import ROOT
-from servers import PASSWORD, SERVERS, Server
+from servers import PASSWORD, SERVERS, STORAGES, Server
 from test_app import command, environment
 
 from ranksearch.device import choose_device
 from ranksearch.locks import alone, first
 from ranksearch.storage import journal, sqlite
 
-# What MariaDB does otherwise than PostgreSQL shows in the tests of the storages, which are brief.
-STORAGES = ["sqlite", "journal", "postgresql", pytest.param("mysql", marks=pytest.mark.slow)]
 Start = Callable[[str], Server]
 
 
