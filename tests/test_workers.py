@@ -147,7 +147,7 @@ with alone(pathlib.Path({str(path)!r}), "holds it"):
         assert other.stdout is not None
         assert other.stdin is not None
         with pytest.raises(subprocess.TimeoutExpired):
-            other.wait(timeout=4)
+            other.wait(timeout=20)
     assert other.stdout.readline() == "mine\n"
     with first(path) as ours:
         assert not ours
