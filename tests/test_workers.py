@@ -135,6 +135,7 @@ import os, pathlib, sys
 from ranksearch.locks import alone, first
 with first(pathlib.Path({str(path)!r})) as ours:
     assert not ours
+print("locked", flush=True)
 with alone(pathlib.Path({str(path)!r}), "holds it"):
     print("mine", flush=True)
     sys.stdin.read()
@@ -146,8 +147,9 @@ with alone(pathlib.Path({str(path)!r}), "holds it"):
         )
         assert other.stdout is not None
         assert other.stdin is not None
+        assert other.stdout.readline() == "locked\n"  # however long it takes to start
         with pytest.raises(subprocess.TimeoutExpired):
-            other.wait(timeout=20)
+            other.wait(timeout=4)
     assert other.stdout.readline() == "mine\n"
     with first(path) as ours:
         assert not ours
