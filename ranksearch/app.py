@@ -37,7 +37,7 @@ from ranksearch.building import build, build_data, build_fine_tuning, build_mode
 from ranksearch.config import RunConfig, Schemas
 from ranksearch.cost import CostModel, MeasuredCost
 from ranksearch.datasets import held_on
-from ranksearch.device import choose_device, describe_device
+from ranksearch.device import choose_device, device_in_words
 from ranksearch.errors import SettingError, UserError, first_line
 from ranksearch.job import Job, run_export, run_finalize, run_profile, run_search
 from ranksearch.problem import describe_space
@@ -227,9 +227,7 @@ def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
     optuna.logging.enable_propagation()
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # ranksearch tells of trials in its own words
     device = choose_device(config.device, config.worker)
-    found = describe_device(device)
-    threads = f", {found['threads']} threads" if "threads" in found else ""
-    log.info("device: %s (%s%s)", device, found["name"], threads)
+    log.info("device: %s (%s)", device, device_in_words(device))
     tuning = build_fine_tuning(config.fine_tune)
     splits = held_on(build_data(config), device)
     model, recipe, pretrained = build_model(config, splits)

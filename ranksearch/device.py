@@ -46,6 +46,12 @@ def describe_device(device: torch.device) -> dict[str, Any]:
     return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
 
 
+def device_in_words(device: torch.device) -> str:
+    """The device's name and, where it has them, its threads, for people."""
+    found = describe_device(device)
+    return f"{found['name']}, {found['threads']} threads" if "threads" in found else str(found["name"])
+
+
 def _processor() -> str:
     """The processor's name as it gives it itself, where that can be read."""
     try:

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ranksearch.device import describe_device
+from ranksearch.device import device_in_words
 from ranksearch.files import write_text
 from ranksearch.finalize import Finalized
 from ranksearch.pictures import draw_front, draw_heat_map, draw_latent_sizes, to_svg
@@ -197,10 +197,10 @@ def _clock_table(problem: Problem, finalized: Finalized) -> str:
     for timed in finalized.timed:
         times = (f"{1e3 * timed.dense_seconds:.2f} ms", f"{1e3 * timed.factorized_seconds:.2f} ms")
         rows.append(_html_row((timed.batch_size, *times, f"{timed.speedup:.2f}x", f"{timed.spread:.0%}")))
-    device = describe_device(problem.device)
-    threads = f", {device['threads']} threads" if "threads" in device else ""
     macs = problem.macs.dense / finalized.point.result.macs
-    where = escape(f"Both networks by turns in one run, on {device['name']}{threads}; in MACs it is {macs:.2f}x.")
+    where = escape(
+        f"Both networks by turns in one run, on {device_in_words(problem.device)}; in MACs it is {macs:.2f}x."
+    )
     return f"<table>{''.join(rows)}</table><p>{where}</p>"
 
 

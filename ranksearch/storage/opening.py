@@ -16,8 +16,8 @@ from ranksearch.locks import alone
 from ranksearch.storage.database import Database, open_database
 from ranksearch.storage.journal import Journal
 
-# By driver, when a server that has vanished without a word counts as gone: after two minutes, longer than a lock is waited
-# for, and than most pauses of a network. All in seconds but for tcp_user_timeout, in milliseconds.
+# By driver, when a server that has vanished without a word counts as gone: after two minutes, longer than a lock is
+# waited for, and than most pauses of a network. All in seconds but for tcp_user_timeout, in milliseconds.
 LIBPQ = {"keepalives_idle": 60, "keepalives_interval": 15, "keepalives_count": 4, "tcp_user_timeout": 120_000}
 MYSQL = {"read_timeout": 120, "write_timeout": 120}
 TIMEOUTS = {"psycopg": LIBPQ, "psycopg2": LIBPQ, "pymysql": MYSQL, "mysqldb": MYSQL}
