@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 from contextlib import suppress
@@ -42,7 +43,9 @@ from ranksearch.errors import SettingError, UserError, first_line
 from ranksearch.job import Job, run_export, run_finalize, run_profile, run_search
 from ranksearch.problem import describe_space
 from ranksearch.proxies import Proxy
+from ranksearch.reviewing import run_dashboard, run_report
 from ranksearch.schema import freeze
+from ranksearch.search import study_folder
 from ranksearch.study import check_sampler, open_study
 from ranksearch.sweep import JobOutcome, write_outcome
 
@@ -92,6 +95,7 @@ def register_schemas() -> None:
     """Tell Hydra the types of all keys, which the first entries of the defaults lists in `conf/` name."""
     ConfigStore.instance().store("schema", Schemas.RunConfig)
     ConfigStore.instance().store("recipe", Schemas.Recipe, group="fine_tune")
+    OmegaConf.register_new_resolver("study_folder", study_folder, replace=True)
 
 
 def _complain(message: str) -> int:
@@ -156,6 +160,10 @@ def _perform(cfg: DictConfig) -> None:
         plain, config = _read(cfg)
         if config.task == "export":
             run_export(config)
+            return
+        if config.task in ("report", "dashboard"):
+            look = run_report if config.task == "report" else run_dashboard
+            look(config, _open_storage(config, to="report on" if config.task == "report" else "look at"))
             return
         job = _prepare(cfg, plain, config)
         search = _open_study(job) if config.task in ("search", "finalize") else None
@@ -246,7 +254,25 @@ def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
     # Unresolved, for what stands behind ${oc.env:...} belongs in no file.
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     proxy = build("proxy", config.proxy, Proxy)
-    return Job(config, settings, compared, device, splits, model, recipe, pretrained, space, budget, proxy, tuning)
+    searched = space, budget, proxy, tuning
+    return Job(config, settings, compared, device, splits, model, recipe, pretrained, *searched, command=_command())
+
+
+def _command() -> str:
+    """What starts this very run again, one job alone where it is one of a sweep."""
+    hydra_config = HydraConfig.get()
+    own = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
+    folders = [word for path in own for word in ("--config-dir", path)]
+    return shlex.join(["python", "-m", "ranksearch", *folders, *hydra_config.overrides.task])
+
+
+def _open_storage(config: RunConfig, to: str) -> BaseStorage:
+    """The storage of studies that are there already; where there is none, none is made."""
+    ours = str(config.storage.get("_target_")).startswith("ranksearch.storage.")
+    if ours and not Path(config.storage.get("path", "/")).exists():
+        name = ", ".join(config.study.names)
+        raise UserError(f"there is no study '{name}' to {to}: run task=search first")
+    return cast(BaseStorage, build("storage", config.storage, BaseStorage))
 
 
 def _open_study(job: Job) -> tuple[Study, BaseSampler]:
@@ -256,13 +282,12 @@ def _open_study(job: Job) -> tuple[Study, BaseSampler]:
     pruner = build("pruner", config.pruner, BasePruner)
     rungs = config.pruning.steps(job.fine_tuning.steps)
     check_sampler(build_sampler(config, trials=0), pruner, rungs, job.space, job.budget, config.objective)
-    unmade = UserError(f"there is no study '{config.study.name}' to finalize a trial of: run task=search first")
-    ours = str(config.storage.get("_target_")).startswith("ranksearch.storage.")
-    if config.task == "finalize" and ours and not Path(config.storage.get("path", "/")).exists():
-        raise unmade  # before an empty one is made
-    storage = build("storage", config.storage, BaseStorage)
-    if config.task == "finalize" and config.study.name not in optuna.get_all_study_names(storage):
-        raise unmade
+    if config.task == "finalize":
+        storage = _open_storage(config, to="finalize a trial of")
+        if config.study.name not in optuna.get_all_study_names(storage):
+            raise UserError(f"there is no study '{config.study.name}' to finalize a trial of: run task=search first")
+    else:
+        storage = cast(BaseStorage, build("storage", config.storage, BaseStorage))
     study = open_study(config.study.name, storage, job.compared, config.objective, job.space.cost.model.unit)
     study.pruner = pruner
     return study, build_sampler(config, trials=len(study.trials))

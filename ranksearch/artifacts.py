@@ -1,19 +1,21 @@
-"""What a run leaves behind: `trials.csv`, `front.json`, `report.html` and `run.json`."""
+"""What a study leaves behind to be read: `trials.csv`, `front.json`, `report.html` and pictures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ranksearch.config import RunConfig
+from ranksearch.facts import StudyFacts
 from ranksearch.files import write_csv, write_json
-from ranksearch.finalize import Finalized
-from ranksearch.problem import Problem
-from ranksearch.provenance import run_record
+from ranksearch.finalize import read_finalized
+from ranksearch.loading import load_call
+from ranksearch.pictures import write_pictures
+from ranksearch.provenance import read_run
 from ranksearch.records import FrontPoint, TrialRecord, front
-from ranksearch.report import format_table, summary_rows, write_report
+from ranksearch.review.report import write_report
+from ranksearch.summary import format_table, summary_rows
 from ranksearch.trial import STAGES
 
 FRONT_FORMAT = "ranksearch.front/1"
@@ -38,7 +40,7 @@ COLUMNS = (
 )
 
 
-def write_trials(path: Path, problem: Problem, records: Sequence[TrialRecord]) -> None:
+def write_trials(path: Path, facts: StudyFacts, records: Sequence[TrialRecord]) -> None:
     """Write a row per trial, empty where there is nothing to say."""
     rows = []
     for record in records:
@@ -55,14 +57,14 @@ def write_trials(path: Path, problem: Problem, records: Sequence[TrialRecord]) -
             row |= {
                 "validation_accuracy": result.accuracy,
                 "cost": result.cost,
-                "cost_unit": problem.space.cost.model.unit,
+                "cost_unit": facts.unit,
                 "speedup": result.speedup,
                 "macs": result.macs,
                 "params": result.params,
                 "validation_accuracy_before_fine_tuning": result.accuracy_before,
                 "validation_loss": result.loss,
-                "fine_tune_steps": problem.recipe.steps,
-                "seed": problem.seed,
+                "fine_tune_steps": facts.fine_tune_steps,
+                "seed": facts.seed,
                 "plan": json.dumps(result.plan.to_json()),
                 **{f"seconds_{stage}": round(result.seconds.get(stage, 0.0), 3) for stage in STAGES},
             }
@@ -70,14 +72,8 @@ def write_trials(path: Path, problem: Problem, records: Sequence[TrialRecord]) -
     write_csv(path, COLUMNS, rows)
 
 
-def write_front(path: Path, study: str, problem: Problem, points: Sequence[FrontPoint]) -> None:
-    """Write the front by rising cost, and how its figures were measured."""
-    dense = {
-        "accuracy": problem.baseline.accuracy,
-        "cost": problem.space.cost.dense,
-        "macs": problem.macs.dense,
-        "params": problem.params,
-    }
+def front_content(study: str, facts: StudyFacts, points: Sequence[FrontPoint]) -> dict[str, Any]:
+    """The front by rising cost, and how its figures were measured: what `front.json` holds."""
     entries = [
         {
             "trial": point.number,
@@ -93,52 +89,32 @@ def write_front(path: Path, study: str, problem: Problem, points: Sequence[Front
     ]
     measured = {
         "split": "validation",
-        "fine_tune_steps": problem.recipe.steps,
-        "seed": problem.seed,
-        "cost": problem.space.cost.model.unit,
-        "input_shape": list(problem.splits.input_shape),
+        "fine_tune_steps": facts.fine_tune_steps,
+        "seed": facts.seed,
+        "cost": facts.unit,
+        "input_shape": list(facts.input_shape),
     }
-    write_json(path, {"format": FRONT_FORMAT, "study": study, "measured": measured, "dense": dense, "points": entries})
+    dense = {"accuracy": facts.accuracy, "cost": facts.cost, "macs": facts.macs, "params": facts.params}
+    return {"format": FRONT_FORMAT, "study": study, "measured": measured, "dense": dense, "points": entries}
 
 
-def write_artifacts(
-    folder: Path,
-    config: RunConfig,
-    settings: Mapping[str, Any],
-    compared: Mapping[str, Any],
-    load_call: str,
-    problem: Problem,
-    records: Sequence[TrialRecord],
-    finalized: Finalized | None,
-) -> str:
-    """Write `trials.csv`, `front.json`, `report.html` and `run.json`.
+def write_artifacts(folder: Path, study: str, facts: StudyFacts, records: Sequence[TrialRecord]) -> str:
+    """Write `trials.csv`, `front.json`, `report.html` and `pictures/`, from the study, and from what else is there.
 
     Args:
-        folder: of the study.
-        config: of the run.
-        settings: the same as plain JSON values.
-        compared: of these, what makes trials comparable.
-        load_call: what loads the picked network.
-        problem: that was searched.
-        records: all trials.
-        finalized: the picked plan's end, if it came to that.
+        folder: of the study, which may hold `best/` and `run.json`.
+        study: its name.
+        facts: of the study.
+        records: all its trials.
 
     Returns:
         The short table for the terminal.
     """
-    points, name = front(records), config.study.name
-    write_trials(folder / "trials.csv", problem, records)
-    record = run_record(settings, compared, problem.splits, problem.device, config.seed)
-    write_json(folder / "run.json", record)
-    write_front(folder / "front.json", name, problem, points)
-    tuned = f"{problem.recipe.steps} fine-tuning steps, seed {config.seed}"
-    seeds = ", ".join(str(tuned.seed) for tuned in finalized.tuned) if finalized else str(config.seed)
-    longer = f"{config.finalize.steps} fine-tuning steps, seed {seeds}"
-    notes = {
-        "trials": f"accuracy on the validation split after {tuned}",
-        "picked plan": f"accuracy on the test split after {longer}",
-        "MACs": f"of one image of shape {list(problem.splits.input_shape)}",
-        "constraint": f"speedup of at least {config.constraint.speedup:g} in {problem.space.cost.scale.name}",
-    }
-    write_report(folder / "report.html", name, problem, records, points, finalized, load_call, settings, notes)
-    return format_table(summary_rows(problem, points, finalized))
+    points, best = front(records), folder / "best"
+    write_trials(folder / "trials.csv", facts, records)
+    write_json(folder / "front.json", front_content(study, facts, points))
+    finalized = read_finalized(best, study, records)
+    call = None if finalized is None else load_call(best)
+    write_report(folder / "report.html", study, facts, records, finalized, call, read_run(folder))
+    write_pictures(folder / "pictures", facts, records, finalized)
+    return format_table(summary_rows(facts, points, finalized))

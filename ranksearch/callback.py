@@ -9,7 +9,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from ranksearch.report import format_table
+from ranksearch.summary import format_table
 from ranksearch.sweep import apart, read_outcomes, write_sweep
 
 

@@ -14,13 +14,14 @@ from ranksearch.latency import MeasuredLatency
 from ranksearch.picking import PickSettings
 from ranksearch.problem import CalibrationSettings
 from ranksearch.pruning import PruningSettings
+from ranksearch.review.serving import DashboardSettings
 from ranksearch.rules import SpaceSettings
 from ranksearch.schema import by_name
 from ranksearch.search import StudySettings
 from ranksearch.study import OBJECTIVES
 from ranksearch.training import Recipe
 
-TASKS = ("search", "finalize", "profile", "export")
+TASKS = ("search", "finalize", "profile", "export", "report", "dashboard")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class RunConfig:
     latency: MeasuredLatency = field(default_factory=MeasuredLatency)
     pick: PickSettings = field(default_factory=PickSettings)
     pruning: PruningSettings = field(default_factory=PruningSettings)
+    dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     task: str = "search"
     objective: str = "front"
     format: str = "plain"
@@ -59,6 +61,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise SettingError("task", self.task, f"is unknown: use {', '.join(TASKS)}")
+        if self.task != "report" and not isinstance(self.study.name, str):
+            advice = "are several: give one, or compare them with task=report"
+            raise SettingError("study.name", ", ".join(self.study.names), advice)
         if self.format not in FORMATS:
             raise SettingError("format", self.format, f"is unknown: use {', '.join(FORMATS)}")
         if self.objective not in OBJECTIVES:

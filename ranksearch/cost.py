@@ -116,6 +116,11 @@ class Scale:
 SCALES = {"MACs": Scale("MACs", 1e6, "M"), "ns": Scale("time", 1e6, "ms")}
 
 
+def scale_of(unit: str) -> Scale:
+    """How people read costs of a unit; as plain numbers, where it is one of their own."""
+    return SCALES.get(unit, Scale(unit, 1.0, ""))
+
+
 @dataclass(frozen=True)
 class NetworkCost:
     """The cost of any plan of one network, without building it.
@@ -133,7 +138,7 @@ class NetworkCost:
     @property
     def scale(self) -> Scale:
         """How people read the costs."""
-        return SCALES.get(self.model.unit, Scale(self.model.unit, 1.0, ""))
+        return scale_of(self.model.unit)
 
     def said(self, cost: float) -> str:
         """A cost as text."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,11 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 
 def device_in_words(device: torch.device) -> str:
     """The device's name and, where it has them, its threads, for people."""
-    found = describe_device(device)
+    return in_words(describe_device(device))
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """What `describe_device` found, for people."""
     return f"{found['name']}, {found['threads']} threads" if "threads" in found else str(found["name"])
 
 

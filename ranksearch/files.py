@@ -26,7 +26,7 @@ CHECKSUM = "sha256"
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Give a file to write to, and move it to its place once the block ends well; folders are made as needed.
 
     It lies in a neighbouring folder of its own, for libraries that write may leave half a file of theirs beside it.
@@ -56,7 +56,7 @@ def _is_alive(pid: str) -> bool:
 
 def write_text(path: Path, content: str) -> None:
     """Write text in UTF-8, in one step."""
-    with _replacing(path) as neighbour:
+    with replacing(path) as neighbour:
         neighbour.write_text(content, encoding="utf-8")
 
 
@@ -82,7 +82,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values with a checksum, in one step."""
     content = io.BytesIO()
     torch.save(state, content)
-    with _replacing(path) as neighbour:
+    with replacing(path) as neighbour:
         neighbour.write_bytes(hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
 
 
@@ -102,7 +102,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def write_weights(path: Path, model: nn.Module) -> None:
     """Write a model's parameters and buffers as safetensors with a checksum, in one step; tied ones once."""
-    with _replacing(path) as neighbour:
+    with replacing(path) as neighbour:
         save_model(model, str(neighbour), metadata={CHECKSUM: checksum(model)})
 
 

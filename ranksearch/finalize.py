@@ -22,7 +22,7 @@ from ranksearch.latency import MeasuredLatency
 from ranksearch.loading import WEIGHTS_FILE, read_plan_file, save_network
 from ranksearch.problem import Problem
 from ranksearch.provenance import settings_hash
-from ranksearch.records import FrontPoint
+from ranksearch.records import FrontPoint, TrialRecord
 from ranksearch.training import Evaluation, evaluate
 from ranksearch.trial import TrialResult, evaluate_plan
 from ranksearch.wall_clock import WallClock, measured_on, time_side_by_side
@@ -239,6 +239,27 @@ def _facts(problem: Problem, result: TrialResult, finalized: Finalized, latency:
     }
 
 
+def read_finalized(folder: Path, study: str, records: Sequence[TrialRecord]) -> Finalized | None:
+    """What a folder says of the picked plan's end; None where it holds none of this study.
+
+    Args:
+        folder: that `finalize` wrote.
+        study: its name.
+        records: all its trials.
+    """
+    try:
+        entries = read_plan_file(folder)
+        if entries["study"] != study:
+            return None
+        known = {record.number: record for record in records}
+        record = known[entries["trial"]]
+        if record.result is None or entries["layers"] != record.result.plan.to_json():
+            return None
+        return _told(entries, FrontPoint(record.number, record.closed_form, record.result))
+    except (PlanError, KeyError, TypeError):
+        return None
+
+
 def _read(folder: Path, made_from: Mapping[str, Any], picked: FrontPoint, dense: nn.Module) -> Finalized | None:
     try:
         entries = read_plan_file(folder)
@@ -246,13 +267,18 @@ def _read(folder: Path, made_from: Mapping[str, Any], picked: FrontPoint, dense:
         if not same or entries["layers"] != picked.result.plan.to_json():
             return None
         read_weights(folder / WEIGHTS_FILE, factorized_like(dense, picked.result.plan))  # which must not be damaged
-        test = entries["test"]
-        tuned = tuple(
-            Tuned(entry["seed"], Evaluation(**entry["validation"]), Evaluation(**entry["test"]))
-            for entry in entries["seeds"]
-        )
-        first, before = Evaluation(**test["dense"]), Evaluation(**test["before_fine_tuning"])
-        timed = tuple(WallClock(**entry) for entry in entries["wall_clock"]["batches"])
-        return Finalized(picked, entries["fine_tune_steps"], first, before, tuned, timed)
+        return _told(entries, picked)
     except (PlanError, KeyError, TypeError):
         return None
+
+
+def _told(entries: Mapping[str, Any], point: FrontPoint) -> Finalized:
+    """Read what `_facts` says."""
+    test = entries["test"]
+    tuned = tuple(
+        Tuned(entry["seed"], Evaluation(**entry["validation"]), Evaluation(**entry["test"]))
+        for entry in entries["seeds"]
+    )
+    dense, before = Evaluation(**test["dense"]), Evaluation(**test["before_fine_tuning"])
+    timed = tuple(WallClock(**entry) for entry in entries["wall_clock"]["batches"])
+    return Finalized(point, entries["fine_tune_steps"], dense, before, tuned, timed)

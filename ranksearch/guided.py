@@ -23,6 +23,7 @@ from ranksearch.allocation import Indices
 from ranksearch.closed_form import EXPONENTS
 from ranksearch.errors import SettingError
 from ranksearch.experience import Experience, Options
+from ranksearch.layer_weights import LAYER_SPREAD, SCHEME_SPREAD
 from ranksearch.sampler import distributions
 from ranksearch.space import Errors, SearchSpace, Value
 
@@ -44,7 +45,7 @@ class GuidedSampler(BaseSampler):
         scheme_spread: of what a scheme adds to it.
     """
 
-    def __init__(self, seed: int = 0, layer_spread: float = 0.5, scheme_spread: float = 0.3) -> None:
+    def __init__(self, seed: int = 0, layer_spread: float = LAYER_SPREAD, scheme_spread: float = SCHEME_SPREAD) -> None:
         for what, value in (("layer_spread", layer_spread), ("scheme_spread", scheme_spread)):
             if not 0 < value < math.inf:
                 raise SettingError(what, value, "is out of range: use a number above 0")

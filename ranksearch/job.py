@@ -19,21 +19,25 @@ from ranksearch.config import RunConfig
 from ranksearch.datasets import Splits, endless_batches
 from ranksearch.errors import DivergedError, UserError
 from ranksearch.export import export
-from ranksearch.finalize import Finalized, finalize
+from ranksearch.facts import StudyFacts, keep_facts
+from ranksearch.files import write_json
+from ranksearch.finalize import finalize
 from ranksearch.fine_tuning import FineTuning
-from ranksearch.loading import is_trusted, load, read_plan_file
+from ranksearch.loading import PLAN_FILE, is_trusted, load, load_call, read_plan_file
 from ranksearch.locks import alone, first
 from ranksearch.picking import pick
 from ranksearch.pretrained import Pretrained
 from ranksearch.problem import Problem, calibrate
 from ranksearch.profile import READING, describe_choices, display_front, display_layers, profile_problem, write_profile
 from ranksearch.progress import progress
+from ranksearch.provenance import RUN_FILE, run_record
 from ranksearch.proxies import Proxy, weighed
-from ranksearch.records import finished, front, read_trials
-from ranksearch.report import format_table
+from ranksearch.records import TrialRecord, finished, front, read_trials
+from ranksearch.review.dashboard import Shown
 from ranksearch.search import queue_closed_form, run_trials
 from ranksearch.space import SearchSpace
 from ranksearch.storage.stale import wait_for_others
+from ranksearch.summary import format_table
 from ranksearch.training import Recipe, settle_autocast
 
 log = logging.getLogger(__name__)
@@ -60,6 +64,7 @@ class Job:
         budget: the highest cost of a feasible plan.
         proxy: what errors are feared to do.
         fine_tuning: of a trial.
+        command: that this run was started with.
     """
 
     config: RunConfig
@@ -74,11 +79,12 @@ class Job:
     budget: int
     proxy: Proxy
     fine_tuning: FineTuning
+    command: str
 
     @property
     def folder(self) -> Path:
         """Where the artifacts go."""
-        return Path(self.config.outputs) / self.config.study.name
+        return Path(self.config.outputs) / str(self.config.study.name)
 
 
 def run_export(config: RunConfig) -> None:
@@ -136,19 +142,18 @@ def run_search(job: Job, study: Study, proposer: BaseSampler) -> None:
     except StorageInternalError:  # whose trials cannot be read either
         raise
     except BaseException:
-        _write(job, problem, study, None)
+        _write(job, problem, study)
         raise
     with first(job.folder / BEST_LOCK) as ours:
         if not ours:
             log.info("all trials are done, and another process sees to the end of the study: leaving")
             return
-        finalized = None
         try:
             wait_for_others(study)
-            finalized = _finish(job, problem, study)
+            _finish(job, problem, study)
         finally:
-            _write(job, problem, study, finalized)
-    log.info("load it with %s", _load_call(job))
+            _write(job, problem, study)
+    log.info("load it with %s", load_call(job.folder / "best"))
 
 
 def run_finalize(job: Job, study: Study) -> None:
@@ -164,18 +169,19 @@ def run_finalize(job: Job, study: Study) -> None:
     """
     problem = _calibrated(job)
     with alone(job.folder / BEST_LOCK, "finalizes a trial of this study"):
-        _write(job, problem, study, _finish(job, problem, study))
-    log.info("load it with %s", _load_call(job))
+        _finish(job, problem, study)
+        _write(job, problem, study)
+    log.info("load it with %s", load_call(job.folder / "best"))
 
 
-def _finish(job: Job, problem: Problem, study: Study) -> Finalized:
+def _finish(job: Job, problem: Problem, study: Study) -> None:
     """Pick a trial and finalize it."""
     config, records = job.config, read_trials(study)
     if not front(records):
         raise UserError(_why_none_completed(study))
     picked = pick(records, config.pick, problem.baseline.accuracy)
     try:
-        return finalize(
+        finalize(
             problem,
             config.study.name,
             picked,
@@ -189,14 +195,22 @@ def _finish(job: Job, problem: Problem, study: Study) -> Finalized:
         raise UserError(f"finalizing failed ({error}), all trials are kept: lower finalize.learning_rate") from None
 
 
-def _write(job: Job, problem: Problem, study: Study, finalized: Finalized | None) -> None:
+def _write(job: Job, problem: Problem, study: Study) -> None:
     """Write the artifacts and tell of them."""
-    records, folder = read_trials(study), job.folder
-    load_call = _load_call(job)
-    table = write_artifacts(folder, job.config, job.settings, job.compared, load_call, problem, records, finalized)
-    log.info("%s", table)
-    best = ", best/" if finalized else ""
+    records, folder, name = read_trials(study), job.folder, job.config.study.name
+    record = run_record(job.settings, job.compared, problem.splits, problem.device, job.config.seed)
+    write_json(folder / RUN_FILE, record)
+    facts = _facts(job, problem)
+    Shown(study, facts, folder, Path(job.config.outputs)).refresh()
+    log.info("%s", write_artifacts(folder, name, facts, records))
+    best = ", best/" if (folder / "best" / PLAN_FILE).exists() else ""
     log.info("written to %s: trials.csv, front.json, report.html, run.json%s", folder, best)
+
+
+def _facts(job: Job, problem: Problem) -> StudyFacts:
+    config = job.config
+    names = str(config.model["name"]), str(config.dataset["name"])
+    return StudyFacts.of(problem, job.command, *names, trials=config.study.n_trials)
 
 
 def _weighed(job: Job, problem: Problem) -> Problem:
@@ -237,11 +251,6 @@ def _settled(job: Job) -> FineTuning:
     return settled
 
 
-def _load_call(job: Job) -> str:
-    trust = "" if _is_ours(job) else ", trust=True"
-    return f'ranksearch.load("{job.folder / "best"}"{trust})'
-
-
 def _is_ours(job: Job) -> bool:
     return is_trusted(str(job.recipe["_target_"]))
 
@@ -252,8 +261,17 @@ def _run_trials(job: Job, problem: Problem, study: Study, proposer: BaseSampler)
         queue_closed_form(study, problem, settings)
     records, done = read_trials(study), finished(study.trials)
     log.info("study '%s': %d of %d trials finished", settings.name, done, settings.n_trials)
+    facts = _facts(job, problem)
+    keep_facts(study, facts)
+    page = Shown(study, facts, job.folder, Path(job.config.outputs))
+
     with progress("search", settings.n_trials, done, records) as shown:
-        run_trials(study, problem, settings, proposer, shown.trial, job.config.pruning)
+
+        def tell(record: TrialRecord) -> None:
+            shown.trial(record)
+            page.refresh_if_due()
+
+        run_trials(study, problem, settings, proposer, tell, job.config.pruning, page.trial)
 
 
 def _why_none_completed(study: Study) -> str:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+# Of the logarithms of a layer's weight, and of what a scheme adds to it, before any trial.
+LAYER_SPREAD, SCHEME_SPREAD = 0.5, 0.3
 # Fewer scores than this say nothing beyond their trend.
 FEWEST = 6
 # Noise of a score, as shares of the variance about the trend, among which the likeliest is taken.

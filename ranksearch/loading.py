@@ -97,6 +97,16 @@ def is_trusted(target: str) -> bool:
     return target.startswith("ranksearch.models.")
 
 
+def load_call(folder: Path) -> str:
+    """The Python expression that loads the network of a folder.
+
+    Raises:
+        PlanError: it holds none.
+    """
+    trust = "" if is_trusted(str(read_plan_file(folder)["model"].get("_target_"))) else ", trust=True"
+    return f'ranksearch.load("{folder}"{trust})'
+
+
 def _find_builder(target: str, trust: bool) -> Callable[..., Any]:
     if not (trust or is_trusted(target)):
         raise PlanError(

@@ -17,6 +17,7 @@ from ranksearch.datasets import Splits, length
 from ranksearch.device import describe_device
 
 RUN_FORMAT = "ranksearch.run/1"
+RUN_FILE = "run.json"
 PACKAGES = ("ranksearch", "torch", "torchvision", "optuna", "hydra-core", "omegaconf", "numpy", "scikit-learn")
 # Examples of each split that a data set is told apart by; the test split is told by its size alone.
 EXAMPLES = 16
@@ -54,6 +55,15 @@ def run_record(
             **{name: length(getattr(splits, name)) for name in ("train", "validation", "test")},
         },
     }
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """The record that the last run left in a study's folder; None where there is none that can be read."""
+    try:
+        found: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if found.get("format") == RUN_FORMAT else None
 
 
 def _versions() -> dict[str, str]:

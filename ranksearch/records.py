@@ -119,3 +119,34 @@ def undominated(points: Sequence[tuple[float, float]]) -> list[int]:
         if not best or points[place][1] > points[best[-1]][1]:
             best.append(place)
     return best
+
+
+def hypervolume(points: Iterable[tuple[float, float]]) -> float:
+    """The area that points dominate, up to the dense network's cost and down to accuracy 0.
+
+    Args:
+        points: cost as a share of the dense network's, and accuracy, 0 to 1 each.
+
+    Returns:
+        The area, 0 to 1: the accuracy that a network has for a cost, at the mean over all costs.
+    """
+    known = list(points)
+    steps = [known[place] for place in undominated(known)]
+    ends = [cost for cost, _ in steps[1:]] + [1.0]
+    return sum(max(end - cost, 0.0) * accuracy for (cost, accuracy), end in zip(steps, ends, strict=True))
+
+
+def volumes(records: Iterable[TrialRecord], dense_cost: int) -> list[float]:
+    """The hypervolume of the front after each trial that completed within the budget, in their order.
+
+    Args:
+        records: all trials.
+        dense_cost: of the dense network.
+    """
+    found: list[float] = []
+    points: list[tuple[float, float]] = []
+    for record in records:
+        if record.feasible and record.result is not None:
+            points.append((record.result.cost / dense_cost, record.result.accuracy))
+            found.append(hypervolume(points))
+    return found

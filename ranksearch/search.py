@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from hashlib import sha256
+from typing import Any, NoReturn
 
 import torch
 from optuna import Study, Trial, TrialPruned
@@ -36,10 +37,13 @@ from ranksearch.records import (
 )
 from ranksearch.sampler import FeasibleSampler, distributions
 from ranksearch.storage.database import was_cut_off
-from ranksearch.trial import evaluate_plan
+from ranksearch.trial import TrialResult, evaluate_plan
 
 NO_PRUNING = PruningSettings(rungs=[])
 PLANS = "closed_form_plans"
+LONGEST = 180  # of a folder's name, which file systems bound at 255 bytes
+FAILED = float("nan"), float("nan"), None
+OnResult = Callable[[Trial, TrialResult], None]
 
 log = logging.getLogger(__name__)
 
@@ -49,23 +53,39 @@ class StudySettings:
     """How long to search.
 
     Attributes:
-        name: of the study; the same name continues it.
+        name: of the study; the same name continues it. A list of names where several are compared.
         n_trials: finished trials in total, over all runs of the study.
         closed_form_trials: of these, how many are closed-form plans: at the constraint's budget and, evenly on a
             logarithmic scale, below it.
     """
 
-    name: str
+    name: Any
     n_trials: int = 24
     closed_form_trials: int = 8
 
     def __post_init__(self) -> None:
-        if not self.name or {"/", "\\"} & set(self.name) or self.name in (".", ".."):
-            raise SettingError("name", self.name, "cannot name a folder: use a name without slashes")
+        if self.name is not None and not isinstance(self.name, list | tuple):
+            object.__setattr__(self, "name", str(self.name))
+        for name in self.names or [""]:
+            if not name or {"/", "\\"} & set(name) or name in (".", ".."):
+                raise SettingError("name", name, "cannot name a folder: use a name without slashes")
         if self.n_trials < 1:
             raise SettingError("n_trials", self.n_trials, "leaves nothing to do: use 1 or more")
         if self.closed_form_trials < 0:
             raise SettingError("closed_form_trials", self.closed_form_trials, "is negative: use 0 or more")
+
+    @property
+    def names(self) -> list[str]:
+        """All names, each once."""
+        return [self.name] if isinstance(self.name, str) else list(dict.fromkeys(map(str, self.name or [])))
+
+
+def study_folder(name: str | Sequence[str]) -> str:
+    """The folder of a study, or of several compared, below that of all outputs."""
+    if isinstance(name, str):
+        return name
+    whole = "+".join(map(str, name))
+    return whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}~{sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def closed_form_budgets(problem: Problem, count: int) -> list[int]:
@@ -100,6 +120,7 @@ def run_trials(
     proposer: BaseSampler,
     on_trial: Callable[[TrialRecord], None],
     pruning: PruningSettings = NO_PRUNING,
+    on_result: OnResult = lambda trial, result: None,
 ) -> None:
     """Run trials until the study has its number of finished ones.
 
@@ -110,6 +131,7 @@ def run_trials(
         proposer: any Optuna sampler for the study's objectives.
         on_trial: is told every trial that ends.
         pruning: which trials are given up.
+        on_result: is told what became of a plan, while its trial can still be written to.
 
     Raises:
         KeyboardInterrupt: the person asked to stop; everything finished is in the study.
@@ -122,6 +144,9 @@ def run_trials(
     def tell(_: Study, trial: FrozenTrial) -> None:
         on_trial(read_trial(trial))
 
+    def objective(trial: Trial) -> Sequence[float]:
+        return _objective(study, trial, problem, pruning, on_result)
+
     # One at a time, for others may work on the same study.
     while True:
         try:
@@ -129,7 +154,7 @@ def run_trials(
                 return
             if isinstance(study.sampler, GuidedSampler):
                 queue_next(study, trials, study.sampler, problem.space)
-            study.optimize(lambda trial: _objective(study, trial, problem, pruning), n_trials=1, callbacks=[tell])
+            study.optimize(objective, n_trials=1, callbacks=[tell])
         except (UpdateFinishedTrialError, ValueError) as error:
             if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a "):
                 raise
@@ -159,9 +184,14 @@ def queue_closed_form(study: Study, problem: Problem, settings: StudySettings) -
             queue(study, problem.space, values, closed_form=True)
 
 
-def _objective(study: Study, trial: Trial, problem: Problem, pruning: PruningSettings) -> Sequence[float]:
+def _objective(
+    study: Study, trial: Trial, problem: Problem, pruning: PruningSettings, on_result: OnResult
+) -> Sequence[float]:
     try:
-        return _score(study, trial, problem, pruning)[: len(study.directions)]
+        accuracy, cost, result = _score(study, trial, problem, pruning)
+        if result is not None:
+            on_result(trial, result)
+        return (accuracy, cost)[: len(study.directions)]
     except (KeyboardInterrupt, StorageInternalError):
         trial.set_user_attr(REASON, INTERRUPTED)
         values, space = trial.params, problem.space
@@ -171,7 +201,10 @@ def _objective(study: Study, trial: Trial, problem: Problem, pruning: PruningSet
         raise
 
 
-def _score(study: Study, trial: Trial, problem: Problem, pruning: PruningSettings) -> tuple[float, float]:
+def _score(
+    study: Study, trial: Trial, problem: Problem, pruning: PruningSettings
+) -> tuple[float, float, TrialResult | None]:
+    """A trial's accuracy and cost, with what else there is to know; NaN and None where it failed."""
     try:
         taken, is_anothers = take_up(study, trial, problem.space)
     except ValueError as error:  # someone enqueued a scheme that Optuna does not find among the choices
@@ -184,7 +217,7 @@ def _score(study: Study, trial: Trial, problem: Problem, pruning: PruningSetting
         _prune(trial, f"outside the space: latent size {values[name]}{by_scheme} for '{name}'")
     if is_anothers:
         trial.set_user_attr(REASON, DRAWN_TWICE)
-        return float("nan"), float("nan")
+        return FAILED
     plan = problem.space.plan(values)
     cost = problem.space.cost.of(plan)
     trial.set_constraint("budget", cost - problem.budget)
@@ -214,9 +247,9 @@ def _score(study: Study, trial: Trial, problem: Problem, pruning: PruningSetting
         broken = f"out of memory ({str(error).splitlines()[0]}): lower calibration.sequential_images"
         trial.set_user_attr(REASON, str(error) if isinstance(error, DivergedError) else broken)
         # Optuna ends a trial of no value as FAIL and goes on.
-        return float("nan"), float("nan")
+        return FAILED
     trial.set_user_attr(RESULT, result.to_json())
-    return result.accuracy, result.cost
+    return result.accuracy, result.cost, result
 
 
 def _prune(trial: Trial, reason: str) -> NoReturn:

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ranksearch.files import write_csv, write_json, write_text
-from ranksearch.pictures import draw_fronts, to_svg
-from ranksearch.report import figure, page, table
+from ranksearch.files import write_csv, write_json
+from ranksearch.pictures import draw_fronts, write_picture
+from ranksearch.review.comparison import SPEEDUPS, best_at, write_comparison
 
 OUTCOME = "job.json"
-SPEEDUPS = (1.5, 2.0, 3.0, 4.0)
 COLUMNS = (
     "job",
     "overrides",
@@ -112,14 +111,11 @@ def write_sweep(folder: Path, outcomes: Sequence[JobOutcome]) -> list[tuple[str,
         rows.append(_row(outcome, settings, front))
     write_csv(folder / "sweep.csv", COLUMNS, cells)
     failed = [outcome for outcome in outcomes if outcome.reason]
-    parts = [f"<p>{len(outcomes)} jobs, {len(failed)} of them failed.</p>"]
+    why = [("job", "reason"), *((str(job.number), job.reason or "") for job in failed)] if failed else []
+    said = f"{len(outcomes)} jobs, {len(failed)} of them failed."
+    write_comparison(folder / "sweep.html", "ranksearch: sweep", fronts, said, rows, why)
     if fronts:
-        caption = "The best trials of every study, accuracy on the validation split after the trials' fine-tuning."
-        parts.append(figure(to_svg(draw_fronts(fronts)), caption))
-    parts.append(table(rows))
-    if failed:
-        parts.append("<h2>Failed</h2>" + table([("job", "reason"), *((str(f.number), f.reason or "") for f in failed)]))
-    write_text(folder / "sweep.html", page("ranksearch: sweep", parts))
+        write_picture(folder, "fronts", draw_fronts(fronts))
     return rows
 
 
@@ -144,10 +140,5 @@ def _csv_rows(outcome: JobOutcome, settings: str, front: Mapping[str, Any] | Non
 def _row(outcome: JobOutcome, settings: str, front: Mapping[str, Any] | None) -> tuple[str, ...]:
     if front is None or outcome.reason:
         return (str(outcome.number), outcome.study, "failed", *[""] * len(SPEEDUPS), settings)
-    best = [_best(front["points"], speedup) for speedup in SPEEDUPS]
+    best = [best_at(front, speedup) for speedup in SPEEDUPS]
     return (str(outcome.number), outcome.study, f"{front['dense']['accuracy']:.2%}", *best, settings)
-
-
-def _best(points: Sequence[Mapping[str, Any]], speedup: float) -> str:
-    fast = [point["accuracy"] for point in points if point["speedup"] >= speedup]
-    return f"{max(fast):.2%}" if fast else "-"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class TrialResult:
         accuracy: on the validation split, after fine-tuning.
         loss: cross-entropy on the validation split, after fine-tuning.
         seconds: of each of `STAGES`.
+        errors: layer -> the error to expect of its choice, a share of its output's variance.
     """
 
     plan: RankPlan
@@ -47,10 +48,11 @@ class TrialResult:
     accuracy: float
     loss: float
     seconds: Mapping[str, float]
+    errors: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values."""
-        return {**vars(self), "plan": self.plan.to_json(), "seconds": dict(self.seconds)}
+        return {**vars(self), "plan": self.plan.to_json(), "seconds": dict(self.seconds), "errors": dict(self.errors)}
 
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> TrialResult:
@@ -137,5 +139,6 @@ def evaluate_plan(
         accuracy=after.accuracy,
         loss=after.loss,
         seconds=watch.seconds,
+        errors={name: float(f"{problem.errors[name][c.scheme][c.latent_size]:.4g}") for name, c in plan},
     )
     return network, result

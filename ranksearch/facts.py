@@ -1,0 +1,134 @@
+"""What a study's trials are read by: kept with the study, so that nothing needs to be built to review it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optuna import Study
+
+from ranksearch.cost import Scale, scale_of
+from ranksearch.errors import UserError
+from ranksearch.plan import LayerChoice, LayerSpec
+from ranksearch.problem import Problem
+
+FACTS = "facts"
+FEWEST_STAGES = 3
+
+
+@dataclass(frozen=True)
+class StudyFacts:
+    """The dense network and what is asked of its plans.
+
+    Attributes:
+        command: that last worked on the study.
+        model: its name.
+        dataset: its name.
+        input_shape: of one image, `[C, H, W]`.
+        layers: under search, in the network's order.
+        accuracy: of the dense network on the validation split, 0 to 1.
+        cost: of the dense network, in ``unit``.
+        macs: of the dense network, for one image.
+        params: of the dense network.
+        unit: that costs are counted in.
+        budget: the highest cost that the constraint allows.
+        fine_tune_steps: of a trial.
+        seed: of weights, batches and the sampler.
+        trials: that the study is to have.
+    """
+
+    command: str
+    model: str
+    dataset: str
+    input_shape: tuple[int, ...]
+    layers: tuple[LayerSpec, ...]
+    accuracy: float
+    cost: int
+    macs: int
+    params: int
+    unit: str
+    budget: int
+    fine_tune_steps: int
+    seed: int
+    trials: int
+
+    @staticmethod
+    def of(problem: Problem, command: str, model: str, dataset: str, trials: int) -> StudyFacts:
+        """Take them from a problem."""
+        return StudyFacts(
+            command=command,
+            model=model,
+            dataset=dataset,
+            input_shape=tuple(problem.splits.input_shape),
+            layers=tuple(layer.spec for layer in problem.space.layers),
+            accuracy=problem.baseline.accuracy,
+            cost=problem.space.cost.dense,
+            macs=problem.macs.dense,
+            params=problem.params,
+            unit=problem.space.cost.model.unit,
+            budget=problem.budget,
+            fine_tune_steps=problem.recipe.steps,
+            seed=problem.seed,
+            trials=trials,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as plain JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> StudyFacts:
+        """Read what `to_json` wrote."""
+        layers = tuple(LayerSpec(**{**layer, "kernel_size": tuple(layer["kernel_size"])}) for layer in stored["layers"])
+        return StudyFacts(**{**stored, "layers": layers, "input_shape": tuple(stored["input_shape"])})
+
+    @property
+    def scale(self) -> Scale:
+        """How people read its costs."""
+        return scale_of(self.unit)
+
+    @property
+    def counts_macs(self) -> bool:
+        """Whether its cost is that of multiply-accumulates itself."""
+        return self.unit == "MACs"
+
+    @property
+    def constraint(self) -> float:
+        """The speedup that is asked for."""
+        return self.cost / self.budget
+
+    def stages(self) -> dict[str, str]:
+        """Layer -> the part of the network that it stands in: the shortest prefix of names that tells three apart."""
+        names = [layer.name for layer in self.layers]
+        for depth in range(1, max(name.count(".") for name in names) + 2):
+            prefixes = {name: ".".join(name.split(".")[:depth]) for name in names}
+            if len(set(prefixes.values())) >= FEWEST_STAGES:
+                return prefixes
+        return {name: name for name in names}
+
+
+def macs_under(layer: LayerSpec, choice: LayerChoice | None) -> int:
+    """A layer's multiply-accumulates under a plan; None stands for dense."""
+    return layer.dense_macs if choice is None else layer.macs_at(choice.latent_size, choice.scheme)
+
+
+def keep_facts(study: Study, facts: StudyFacts) -> None:
+    """Write the facts into their study."""
+    if study.user_attrs.get(FACTS) != facts.to_json():
+        study.set_user_attr(FACTS, facts.to_json())
+
+
+def read_facts(study: Study) -> StudyFacts:
+    """Read the facts of a study.
+
+    Raises:
+        UserError: it holds none.
+    """
+    stored = study.user_attrs.get(FACTS)
+    if stored is None:
+        raise UserError(
+            f"study '{study.study_name}' does not say what network it searches: run its search once more, which writes "
+            "that down as soon as the network is calibrated"
+        )
+    return StudyFacts.from_json(stored)

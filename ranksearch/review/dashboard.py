@@ -1,0 +1,99 @@
+"""What Optuna's dashboard shows of a study: named objectives, a note, figures, and a picture of every plan."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+from optuna import Study, Trial
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+
+from ranksearch.facts import StudyFacts
+from ranksearch.records import read_trials
+from ranksearch.review.figures import front_figure, heat_map, importance_figure, tuning_figure
+from ranksearch.review.note import write_note
+from ranksearch.review.plan_picture import draw_plan
+from ranksearch.trial import TrialResult
+
+log = logging.getLogger(__name__)
+
+# Of the time that a process works on a study, the share that may go into the note and the figures.
+SHARE = 0.01
+FIGURES = {
+    "front": front_figure,
+    "latent-sizes": heat_map,
+    "importance": importance_figure,
+    "fine-tuning": tuning_figure,
+}
+
+
+def artifact_store(outputs: Path) -> FileSystemArtifactStore:
+    """Where the dashboard finds the pictures of all studies' trials."""
+    folder = outputs / "artifacts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(folder)
+
+
+class Shown:
+    """A study's page in the dashboard, kept up to date at a bounded cost.
+
+    A refresh costs time and, in a journal, room. So there is one only once the time since the last is a hundred times
+    what that took, and only once there is a tenth more to show.
+    """
+
+    def __init__(self, study: Study, facts: StudyFacts, folder: Path, outputs: Path) -> None:
+        self._study = study
+        self._facts = facts
+        self._report = folder / "report.html"
+        self._store = artifact_store(outputs)
+        self._again = 0.0
+        self._trials = 0
+
+    def trial(self, trial: Trial, result: TrialResult) -> None:
+        """Give a trial that is about to complete a picture of its plan, and figures to sort by."""
+        seconds = {f"seconds_{stage}": round(taken, 3) for stage, taken in result.seconds.items()}
+        attributes = {
+            "speedup": round(result.speedup, 4),
+            "params": result.params,
+            "accuracy_drop": round(self._facts.accuracy - result.accuracy, 5),
+            "seconds": round(sum(result.seconds.values()), 3),
+            **seconds,
+        }
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            picture = Path(folder) / f"latent_sizes_{trial.number}.png"
+            draw_plan(self._facts, result, picture)
+            upload_artifact(artifact_store=self._store, file_path=str(picture), study_or_trial=trial)
+
+    def refresh_if_due(self) -> None:
+        """Refresh the page, unless that was done lately."""
+        if time.perf_counter() >= self._again:
+            self._refresh(more=max(1, self._trials // 10))
+
+    def refresh(self) -> None:
+        """Refresh the page if there is anything new."""
+        self._refresh(more=1)
+
+    def _refresh(self, more: int) -> None:
+        from optuna_dashboard import save_note, save_plotly_graph_object
+
+        start = time.perf_counter()
+        records = read_trials(self._study)
+        done = sum(record.finished for record in records)
+        if done < self._trials + more:
+            return
+        try:
+            save_note(self._study, write_note(self._facts, records, self._report))
+            for name, draw in FIGURES.items():
+                save_plotly_graph_object(self._study, draw(self._facts, records), graph_object_id=name)
+        except StorageInternalError as error:  # a look of the study, not the study
+            log.warning("the dashboard's page of the study could not be written: %s", str(error).splitlines()[0])
+            return
+        end = time.perf_counter()
+        self._trials, self._again = done, end + (end - start) / SHARE

@@ -1,0 +1,42 @@
+"""Plans in words and figures, for people who look at a study."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ranksearch.facts import StudyFacts
+from ranksearch.palette import DENSE
+from ranksearch.plan import SCHEMES, LayerChoice, RankPlan
+from ranksearch.records import FrontPoint, TrialRecord
+from ranksearch.trial import TrialResult
+
+
+def by_scheme(plan: RankPlan) -> str:
+    """How many layers have each scheme."""
+    counts = Counter(choice.scheme for _, choice in plan)
+    return ", ".join(f"{counts[scheme]} {scheme}" for scheme in SCHEMES if counts[scheme]) or "all dense"
+
+
+def short(choice: LayerChoice | None) -> str:
+    """A layer's choice in a few letters: its latent size and the first letter of its scheme."""
+    return DENSE if choice is None else f"{choice.latent_size}{choice.scheme[0].upper()}"
+
+
+def by_stage(facts: StudyFacts, plan: RankPlan) -> list[str]:
+    """A plan, a line for each part of the network."""
+    lines: dict[str, list[str]] = {}
+    for name, stage in facts.stages().items():
+        lines.setdefault(stage, []).append(short(plan.layers.get(name)))
+    return [f"{stage}: {' '.join(choices)}" for stage, choices in lines.items()]
+
+
+def completed(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, TrialResult]]:
+    """The trials that came to a result within the budget, with it."""
+    return [(record, record.result) for record in records if record.result is not None and record.feasible]
+
+
+def best_at(points: Sequence[FrontPoint], speedup: float) -> FrontPoint | None:
+    """The most accurate point of a front that is at least so fast."""
+    fast = [point for point in points if point.result.speedup >= speedup]
+    return max(fast, key=lambda point: point.result.accuracy, default=None)

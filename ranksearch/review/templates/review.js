@@ -1,0 +1,90 @@
+"use strict";
+// Draws the figures that the page brings along, and shows the plan of the trial that is chosen.
+const read = (id) => document.getElementById(id).textContent;
+const content = JSON.parse(read("content"));
+const settings = { responsive: true, displayModeBar: false };
+
+// The library lies in the page, compressed, so that nothing is fetched.
+async function library() {
+  const bytes = Uint8Array.from(atob(read("library")), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(stream).text();
+  document.head.append(script);
+}
+
+// Figures have no colours of the page's own: those follow its theme.
+function themed(layout) {
+  const style = getComputedStyle(document.documentElement);
+  const [ink, line, ground] = ["--ink", "--line", "--raised"].map((name) => style.getPropertyValue(name).trim());
+  const axis = { gridcolor: line, linecolor: line, tickcolor: line, zerolinecolor: line };
+  const narrow = window.innerWidth < 600;
+  const themed = { ...layout, font: { color: ink, size: narrow ? 10 : 12 } };
+  for (const name of ["xaxis", "yaxis"]) themed[name] = { ...layout[name], ...axis };
+  themed.hoverlabel = { ...layout.hoverlabel, bgcolor: ground, bordercolor: line,
+                        font: { ...(layout.hoverlabel || {}).font, color: ink } };
+  return themed;
+}
+
+function draw(id) {
+  const { data, layout } = content.figures[id];
+  return Plotly.react(id, data, themed(layout), settings);
+}
+
+const percent = (share, digits = 2) => `${(100 * share).toFixed(digits)} %`;
+
+function show(number) {
+  const trial = content.trials[number];
+  if (!trial) return;
+  document.getElementById("trial").value = number;
+  document.querySelectorAll(".which").forEach((place) => { place.textContent = `trial ${number}`; });
+  document.getElementById("said").textContent = trial.said;
+  const choices = trial.plan.map(([scheme, size, macs, error], index) => {
+    const layer = content.layers[index];
+    const dense = scheme < 0;
+    return { layer, dense, macs: dense ? layer.macs : macs, error, size: dense ? layer.width : size,
+             scheme: dense ? "dense" : content.schemes[scheme] };
+  });
+  const colors = choices.map(({ scheme }) => content.colors[scheme]);
+  const bars = { sizes: choices.map(({ size }) => size), macs: choices.map(({ macs }) => macs / 1e6) };
+  for (const [id, values] of Object.entries(bars)) {
+    const plan = content.figures[id].data[1];
+    Object.assign(plan, { x: values, marker: { color: colors }, customdata: choices.map(({ scheme }) => scheme),
+                          hovertemplate: "%{y}: %{x}, %{customdata}<extra></extra>" });
+    draw(id);
+  }
+  const body = document.querySelector("#layers tbody");
+  body.replaceChildren(...choices.map(({ layer, dense, scheme, size, macs, error }) => {
+    const row = document.createElement("tr");
+    const cells = [layer.name, scheme, dense ? "-" : size, layer.width, percent(macs / layer.macs, 0),
+                   dense ? "-" : percent(error, 1)];
+    row.append(...cells.map((text) => { const cell = document.createElement("td"); cell.textContent = text; return cell; }));
+    return row;
+  }));
+  const front = content.figures.front;
+  const place = { x: [trial.speedup], y: [100 * trial.accuracy], mode: "markers", hoverinfo: "skip", name: "chosen",
+                  marker: { symbol: "circle-open", size: 20, color: "#D55E00", line: { width: 3 } } };
+  front.data = [...front.data.filter(({ name }) => name !== "chosen"), place];
+  draw("front");
+}
+
+function start() {
+  Object.keys(content.figures).forEach(draw);
+  if (content.trials) {
+    const select = document.getElementById("trial");
+    select.addEventListener("change", () => show(select.value));
+    document.getElementById("front").on("plotly_click", ({ points: [point] }) => show(point.customdata));
+    document.getElementById("heat").on("plotly_click", ({ points: [point] }) => show(point.x));
+    document.getElementById("tuning").on("plotly_click", ({ points: [point] }) => show(point.customdata[0]));
+    show(content.selected);
+  }
+  const redraw = () => Object.keys(content.figures).forEach(draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  const paper = (on) => () => { document.documentElement.classList.toggle("paper", on); redraw(); };
+  window.addEventListener("beforeprint", paper(true));
+  window.addEventListener("afterprint", paper(false));
+  document.documentElement.dataset.ready = "true";
+}
+
+if (Object.keys(content.figures).length) library().then(start);
+else document.documentElement.dataset.ready = "true";

@@ -1,0 +1,70 @@
+"""The tasks that only look: the report of any study at any time, several compared, and the dashboard."""
+
+from __future__ import annotations
+
+import logging
+from difflib import get_close_matches
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage
+
+from ranksearch.artifacts import front_content, write_artifacts
+from ranksearch.config import RunConfig
+from ranksearch.errors import UserError
+from ranksearch.facts import read_facts
+from ranksearch.pictures import draw_fronts, write_picture
+from ranksearch.records import front, read_trials
+from ranksearch.review.comparison import comparison_rows, write_comparison
+from ranksearch.review.dashboard import Shown
+from ranksearch.review.serving import dashboard
+from ranksearch.search import study_folder
+from ranksearch.summary import format_table
+
+log = logging.getLogger(__name__)
+
+
+def run_report(config: RunConfig, storage: BaseStorage) -> None:
+    """Write the report of a study from what is known of it now, or compare several.
+
+    Raises:
+        UserError: there is no such study, or it says too little of itself.
+    """
+    names, outputs = config.study.names, Path(config.outputs)
+    known_names = optuna.get_all_study_names(storage)
+    if missing := [name for name in names if name not in known_names]:
+        near = get_close_matches(missing[0], known_names) or sorted(known_names)[:8]
+        raise UserError(
+            f"there is no study '{missing[0]}' in this storage: use {', '.join(near) or 'task=search first'}"
+        )
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in names]
+    known = [(study, read_facts(study), read_trials(study)) for study in studies]
+    if len(known) > 1:
+        fronts = {
+            study.study_name: front_content(study.study_name, facts, front(records)) for study, facts, records in known
+        }
+        folder = outputs / study_folder(names)
+        write_comparison(folder / "comparison.html", "ranksearch: " + ", ".join(names), fronts)
+        write_picture(folder, "fronts", draw_fronts(fronts))
+        log.info("%s", format_table(comparison_rows(fronts)))
+        log.info("written to %s: comparison.html, fronts.svg, fronts.png", folder)
+        return
+    [(study, facts, records)] = known
+    folder = outputs / study.study_name
+    Shown(study, facts, folder, outputs).refresh()
+    log.info("%s", write_artifacts(folder, study.study_name, facts, records))
+    log.info("written to %s: trials.csv, front.json, report.html", folder)
+
+
+def run_dashboard(config: RunConfig, storage: BaseStorage) -> None:
+    """Serve Optuna's dashboard on this machine until the person stops it.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    with dashboard(storage, Path(config.outputs), config.dashboard) as (address, server):
+        log.info("the dashboard is at %s (Ctrl-C ends it)", address)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            log.info("the dashboard is closed")
