@@ -48,6 +48,7 @@ from ranksearch.schema import freeze
 from ranksearch.search import study_folder
 from ranksearch.study import check_sampler, open_study
 from ranksearch.sweep import JobOutcome, write_outcome
+from ranksearch.terminal import watched
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +159,8 @@ def _perform(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     try:
         plain, config = _read(cfg)
+        if config.quiet:
+            _silence()
         if config.task == "export":
             run_export(config)
             return
@@ -172,12 +175,14 @@ def _perform(cfg: DictConfig) -> None:
             _forget_run(Path(hydra_config.runtime.output_dir), Path(cfg.outputs))
         raise
     try:
-        if search is None:
-            run_profile(job)
-        elif config.task == "finalize":
-            run_finalize(job, search[0])
-        else:
-            run_search(job, *search)
+        # The jobs of a sweep may share a terminal, which one alone can write to in place.
+        with watched(live=hydra_config.mode == RunMode.RUN and not config.quiet) as progress:
+            if search is None:
+                run_profile(job, progress)
+            elif config.task == "finalize":
+                run_finalize(job, progress, search[0])
+            else:
+                run_search(job, progress, *search)
     except KeyboardInterrupt:
         log.warning("interrupted: everything finished is kept; run the same command again to go on")
         raise
@@ -188,6 +193,13 @@ def _perform(cfg: DictConfig) -> None:
         raise UserError(
             f"the study's storage failed ({reason}), what finished is kept: mend it and run this again"
         ) from error
+
+
+def _silence() -> None:
+    """Leave the terminal to errors; the log file has everything."""
+    for handler in logging.getLogger().handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.ERROR)
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
@@ -233,7 +245,8 @@ def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
     """Build every object and make every check; whatever the person got wrong shows here."""
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # ranksearch tells of trials in its own words
+    if HydraConfig.get().verbose is False:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # ranksearch tells of trials in its own words
     device = choose_device(config.device, config.worker)
     log.info("device: %s (%s)", device, device_in_words(device))
     tuning = build_fine_tuning(config.fine_tune)

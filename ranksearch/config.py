@@ -56,6 +56,7 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     worker: int = 0
+    quiet: bool = False
     outputs: str = "outputs"
 
     def __post_init__(self) -> None:

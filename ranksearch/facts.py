@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from ranksearch.errors import UserError
 from ranksearch.plan import LayerChoice, LayerSpec
 from ranksearch.problem import Problem
 
-FACTS = "facts"
+FACTS = "ranksearch:facts"
 FEWEST_STAGES = 3
 
 
@@ -115,8 +116,13 @@ def macs_under(layer: LayerSpec, choice: LayerChoice | None) -> int:
 
 def keep_facts(study: Study, facts: StudyFacts) -> None:
     """Write the facts into their study."""
-    if study.user_attrs.get(FACTS) != facts.to_json():
-        study.set_user_attr(FACTS, facts.to_json())
+    # Beside Optuna's own attributes, for the dashboard shows a person's in full.
+    if _stored(study) != json.loads(json.dumps(facts.to_json())):
+        study._storage.set_study_system_attr(study._study_id, FACTS, facts.to_json())
+
+
+def _stored(study: Study) -> Any:
+    return study._storage.get_study_system_attrs(study._study_id).get(FACTS)
 
 
 def read_facts(study: Study) -> StudyFacts:
@@ -125,7 +131,7 @@ def read_facts(study: Study) -> StudyFacts:
     Raises:
         UserError: it holds none.
     """
-    stored = study.user_attrs.get(FACTS)
+    stored = _stored(study)
     if stored is None:
         raise UserError(
             f"study '{study.study_name}' does not say what network it searches: run its search once more, which writes "

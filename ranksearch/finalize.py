@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, pstdev
@@ -30,6 +30,7 @@ from ranksearch.wall_clock import WallClock, measured_on, time_side_by_side
 log = logging.getLogger(__name__)
 UNFINISHED = "unfinished"
 EXPORTS = "export"
+OnStep = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def finalize(
     recipe: Mapping[str, Any],
     compared: Mapping[str, Any],
     folder: Path,
+    on_step: OnStep = lambda step, loss: None,
 ) -> Finalized:
     """Fine-tune the picked plan, read the test split, and write the network.
 
@@ -142,6 +144,7 @@ def finalize(
         recipe: how to build the dense network: ``_target_`` and its arguments.
         compared: the settings of the study, plain JSON values.
         folder: to write to.
+        on_step: is told how many steps of all fine-tunings are over, and the loss.
 
     Raises:
         DivergedError: the fine-tuning's loss is not finite.
@@ -161,18 +164,23 @@ def finalize(
         log.info("finalize: %s already holds trial %d", folder, picked.number)
         return known
     tuned, best, best_result = [], None, None
-    for seed in seeds:
+    for index, seed in enumerate(seeds):
         log.info("finalize: fine-tuning trial %d for %d steps, seed %d", picked.number, settings.steps, seed)
-        network, result = _tune(problem, picked, long, settings, seed, made_from, folder)
+        before = index * settings.steps
+
+        def tell(step: int, loss: float, before: int = before) -> None:
+            on_step(before + step, loss)
+
+        network, result = _tune(problem, picked, long, settings, seed, made_from, folder, tell)
         found = Evaluation(result.accuracy, result.loss)
         tuned.append(Tuned(seed, found, evaluate(network, problem.test())))
         if best_result is None or result.accuracy > best_result.accuracy:
             best, best_result = network, result
     assert best is not None
     assert best_result is not None
-    before = evaluate(problem.build(picked.result.plan), problem.test())
+    untuned = evaluate(problem.build(picked.result.plan), problem.test())
     timed = _timed(problem, best, settings.time_batches, latency)
-    finalized = Finalized(picked, settings.steps, evaluate(problem.model, problem.test()), before, tuple(tuned), timed)
+    finalized = Finalized(picked, settings.steps, evaluate(problem.model, problem.test()), untuned, tuple(tuned), timed)
     shutil.rmtree(folder / EXPORTS, ignore_errors=True)  # of another network
     save_network(
         folder, best, picked.result.plan, recipe, {**made_from, **_facts(problem, best_result, finalized, latency)}
@@ -189,12 +197,14 @@ def _tune(
     seed: int,
     made_from: Mapping[str, Any],
     folder: Path,
+    on_step: OnStep,
 ) -> tuple[nn.Module, TrialResult]:
     """One long fine-tuning, from where it was interrupted."""
     of = {"fine_tune_seeds": seed, "asked_rate": settings.learning_rate, "plan": picked.result.plan.to_json()}
     known = json.dumps({**made_from, **of}, sort_keys=True)
     checkpoint = Checkpoint(folder / UNFINISHED / f"seed-{seed}.checkpoint", known, settings.checkpoint_every)
-    return evaluate_plan(replace(problem, seed=seed), picked.result.plan, long, checkpoint=checkpoint)
+    tuned = replace(problem, seed=seed)
+    return evaluate_plan(tuned, picked.result.plan, long, checkpoint=checkpoint, on_step=on_step)
 
 
 def _timed(

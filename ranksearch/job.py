@@ -29,7 +29,7 @@ from ranksearch.picking import pick
 from ranksearch.pretrained import Pretrained
 from ranksearch.problem import Problem, calibrate
 from ranksearch.profile import READING, describe_choices, display_front, display_layers, profile_problem, write_profile
-from ranksearch.progress import progress
+from ranksearch.progress import Progress
 from ranksearch.provenance import RUN_FILE, run_record
 from ranksearch.proxies import Proxy, weighed
 from ranksearch.records import TrialRecord, finished, front, read_trials
@@ -105,14 +105,14 @@ def run_export(config: RunConfig) -> None:
     export(network, entries["input_shape"], best / "export", config.format)
 
 
-def run_profile(job: Job) -> None:
+def run_profile(job: Job, progress: Progress) -> None:
     """Train or read the baseline, calibrate, and say what every layer costs and what the closed form makes of it.
 
     Raises:
         UserError: the training of the baseline diverged.
         KeyboardInterrupt: the person asked to stop.
     """
-    problem = _weighed(job, _calibrated(job))
+    problem = _weighed(job, _calibrated(job, progress))
     profile = profile_problem(problem, job.config.latency)
     write_profile(job.folder, profile)
     log.info("%s", format_table(display_layers(profile)))
@@ -124,11 +124,12 @@ def run_profile(job: Job) -> None:
     log.info("written to %s: profile.csv, predicted_front.csv", job.folder)
 
 
-def run_search(job: Job, study: Study, proposer: BaseSampler) -> None:
+def run_search(job: Job, progress: Progress, study: Study, proposer: BaseSampler) -> None:
     """Do it all, and write what came of it, also when it ends early.
 
     Args:
         job: what is searched.
+        progress: is told how far it is.
         study: that keeps the trials.
         proposer: the sampler.
 
@@ -136,9 +137,9 @@ def run_search(job: Job, study: Study, proposer: BaseSampler) -> None:
         UserError: the training of the baseline or of the picked plan diverged, or no trial completed.
         KeyboardInterrupt: the person asked to stop; everything finished is kept.
     """
-    problem = _weighed(job, _calibrated(job))
+    problem = _weighed(job, _calibrated(job, progress))
     try:
-        _run_trials(job, problem, study, proposer)
+        _run_trials(job, progress, problem, study, proposer)
     except StorageInternalError:  # whose trials cannot be read either
         raise
     except BaseException:
@@ -150,47 +151,51 @@ def run_search(job: Job, study: Study, proposer: BaseSampler) -> None:
             return
         try:
             wait_for_others(study)
-            _finish(job, problem, study)
+            _finish(job, progress, problem, study)
         finally:
             _write(job, problem, study)
     log.info("load it with %s", load_call(job.folder / "best"))
 
 
-def run_finalize(job: Job, study: Study) -> None:
+def run_finalize(job: Job, progress: Progress, study: Study) -> None:
     """Pick a trial of a study, fine-tune it for long, and write what came of it.
 
     Args:
         job: what was searched.
+        progress: is told how far it is.
         study: that keeps the trials.
 
     Raises:
         UserError: there is no trial as asked for, or the fine-tuning diverged.
         KeyboardInterrupt: the person asked to stop; the fine-tuning goes on from its last checkpoint.
     """
-    problem = _calibrated(job)
+    problem = _calibrated(job, progress)
     with alone(job.folder / BEST_LOCK, "finalizes a trial of this study"):
-        _finish(job, problem, study)
+        _finish(job, progress, problem, study)
         _write(job, problem, study)
     log.info("load it with %s", load_call(job.folder / "best"))
 
 
-def _finish(job: Job, problem: Problem, study: Study) -> None:
+def _finish(job: Job, progress: Progress, problem: Problem, study: Study) -> None:
     """Pick a trial and finalize it."""
     config, records = job.config, read_trials(study)
     if not front(records):
         raise UserError(_why_none_completed(study))
     picked = pick(records, config.pick, problem.baseline.accuracy)
+    steps = config.finalize.steps * config.finalize.seeds
     try:
-        finalize(
-            problem,
-            config.study.name,
-            picked,
-            config.finalize,
-            config.latency,
-            job.recipe,
-            job.compared,
-            job.folder / "best",
-        )
+        with progress.stage("finalize", steps, problem.recipe.batch_size):
+            finalize(
+                problem,
+                config.study.name,
+                picked,
+                config.finalize,
+                config.latency,
+                job.recipe,
+                job.compared,
+                job.folder / "best",
+                progress.step,
+            )
     except DivergedError as error:
         raise UserError(f"finalizing failed ({error}), all trials are kept: lower finalize.learning_rate") from None
 
@@ -218,20 +223,21 @@ def _weighed(job: Job, problem: Problem) -> Problem:
     return replace(problem, harms=weighed(problem.errors, job.proxy.weights(problem)))
 
 
-def _calibrated(job: Job) -> Problem:
+def _calibrated(job: Job, progress: Progress) -> Problem:
     config = job.config
     try:
-        _train_baseline(job)
-        return calibrate(
-            job.model,
-            job.splits,
-            job.space,
-            config.calibration,
-            job.budget,
-            _settled(job),
-            config.seed,
-            job.device,
-        )
+        _train_baseline(job, progress)
+        with progress.stage("calibration"):
+            return calibrate(
+                job.model,
+                job.splits,
+                job.space,
+                config.calibration,
+                job.budget,
+                _settled(job),
+                config.seed,
+                job.device,
+            )
     except DivergedError as error:
         raise UserError(f"the baseline failed ({error}): lower baseline.learning_rate, or mend its weights") from None
     except torch.OutOfMemoryError as error:
@@ -255,9 +261,9 @@ def _is_ours(job: Job) -> bool:
     return is_trusted(str(job.recipe["_target_"]))
 
 
-def _run_trials(job: Job, problem: Problem, study: Study, proposer: BaseSampler) -> None:
+def _run_trials(job: Job, progress: Progress, problem: Problem, study: Study, proposer: BaseSampler) -> None:
     settings = job.config.study
-    with alone(job.folder / "closed_form.lock", "finds the plans of the closed form"):
+    with progress.stage("closed form"), alone(job.folder / "closed_form.lock", "finds the plans of the closed form"):
         queue_closed_form(study, problem, settings)
     records, done = read_trials(study), finished(study.trials)
     log.info("study '%s': %d of %d trials finished", settings.name, done, settings.n_trials)
@@ -265,12 +271,13 @@ def _run_trials(job: Job, problem: Problem, study: Study, proposer: BaseSampler)
     keep_facts(study, facts)
     page = Shown(study, facts, job.folder, Path(job.config.outputs))
 
-    with progress("search", settings.n_trials, done, records) as shown:
+    finishing = job.config.finalize.steps * job.config.finalize.seeds
 
-        def tell(record: TrialRecord) -> None:
-            shown.trial(record)
-            page.refresh_if_due()
+    def tell(record: TrialRecord) -> None:
+        progress.trial(record, read_trials(study))
+        page.refresh_if_due()
 
+    with progress.trials(facts, records, problem.recipe.batch_size, finishing):
         run_trials(study, problem, settings, proposer, tell, job.config.pruning, page.trial)
 
 
@@ -281,7 +288,7 @@ def _why_none_completed(study: Study) -> str:
     return f"none of {done} trials completed{last}: see trials.csv, mend the cause, take another study.name"
 
 
-def _train_baseline(job: Job) -> None:
+def _train_baseline(job: Job, progress: Progress) -> None:
     """Give the dense model the weights that everything is compared with."""
     config, settings = job.config, job.config.baseline
     name = f"{config.model['name']} on {config.dataset['name']}"
@@ -305,5 +312,5 @@ def _train_baseline(job: Job) -> None:
         "shape": list(job.splits.input_shape),
     }
     cache = Path(config.outputs) / "cache"
-    with progress("baseline", settings.steps) as shown:
-        train_or_read(job.model, job.splits, settings, made_from, cache, config.seed, job.device, shown.step)
+    with progress.stage("baseline", settings.steps, settings.batch_size):
+        train_or_read(job.model, job.splits, settings, made_from, cache, config.seed, job.device, progress.step)

@@ -84,6 +84,7 @@ def evaluate_plan(
     rungs: Collection[int] = (),
     on_rung: Callable[[int, float], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    on_step: Callable[[int, float], None] | None = None,
 ) -> tuple[nn.Module, TrialResult]:
     """Build a plan's network, fine-tune it and score it on the validation split.
 
@@ -94,6 +95,7 @@ def evaluate_plan(
         rungs: numbers of its steps, before the last, after which the network is evaluated.
         on_rung: is told the step and the accuracy then; what it raises ends the trial.
         checkpoint: where the fine-tuning goes on from, and is kept.
+        on_step: is told the number of each of its steps and the loss.
 
     Returns:
         The network, in eval mode, and its result.
@@ -111,7 +113,9 @@ def evaluate_plan(
         if on_rung is not None and 0 in rungs:
             on_rung(0, before.accuracy)
 
-        def look(step: int, _: float) -> None:
+        def look(step: int, loss: float) -> None:
+            if on_step is not None:
+                on_step(step, loss)
             if on_rung is not None and step in rungs and step < recipe.steps:
                 # Of its own randomness, so that a look changes nothing.
                 with watch.stage("evaluate"), torch.random.fork_rng(devices=[]):

@@ -23,11 +23,12 @@ log = logging.getLogger(__name__)
 
 # Of the time that a process works on a study, the share that may go into the note and the figures.
 SHARE = 0.01
+# Id -> title, and what draws it.
 FIGURES = {
-    "front": front_figure,
-    "latent-sizes": heat_map,
-    "importance": importance_figure,
-    "fine-tuning": tuning_figure,
+    "front": ("Front", front_figure),
+    "latent-sizes": ("Share of its MACs that each layer keeps", heat_map),
+    "importance": ("Share of the expected loss by layer", importance_figure),
+    "fine-tuning": ("Accuracy after fine-tuning against before", tuning_figure),
 }
 
 
@@ -90,8 +91,9 @@ class Shown:
             return
         try:
             save_note(self._study, write_note(self._facts, records, self._report))
-            for name, draw in FIGURES.items():
-                save_plotly_graph_object(self._study, draw(self._facts, records), graph_object_id=name)
+            for name, (title, draw) in FIGURES.items():
+                figure = draw(self._facts, records).update_layout(title=title, margin={"t": 90})
+                save_plotly_graph_object(self._study, figure, graph_object_id=name)
         except StorageInternalError as error:  # a look of the study, not the study
             log.warning("the dashboard's page of the study could not be written: %s", str(error).splitlines()[0])
             return
