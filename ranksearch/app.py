@@ -10,7 +10,7 @@ import shutil
 import sys
 from contextlib import suppress
 from difflib import get_close_matches
-from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
+from errno import EACCES, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, cast
@@ -34,16 +34,16 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
+from ranksearch.afterwards import run_dashboard, run_export, run_report
 from ranksearch.building import build, build_data, build_fine_tuning, build_model, build_sampler, rules_of
 from ranksearch.config import RunConfig, Schemas
 from ranksearch.cost import CostModel, MeasuredCost
 from ranksearch.datasets import held_on
 from ranksearch.device import choose_device, device_in_words
-from ranksearch.errors import SettingError, UserError, first_line
-from ranksearch.job import Job, run_export, run_finalize, run_profile, run_search
+from ranksearch.errors import SettingError, UserError, first_line, is_full_disk
+from ranksearch.job import Job, run_finalize, run_profile, run_search
 from ranksearch.problem import describe_space
 from ranksearch.proxies import Proxy
-from ranksearch.reviewing import run_dashboard, run_report
 from ranksearch.schema import freeze
 from ranksearch.search import study_folder
 from ranksearch.study import check_sampler, open_study
@@ -133,7 +133,7 @@ def _run(cfg: DictConfig) -> None:
     except UserError as error:
         sys.exit(_complain(str(error)))
     except Exception as error:
-        if not _is_full_disk(error):
+        if not is_full_disk(error):
             raise
         sys.exit(_complain(f"the disk of {cfg.outputs} is full, what finished is kept: make room and run this again"))
 
@@ -187,7 +187,7 @@ def _perform(cfg: DictConfig) -> None:
         log.warning("interrupted: everything finished is kept; run the same command again to go on")
         raise
     except StorageInternalError as error:
-        if _is_full_disk(error):
+        if is_full_disk(error):
             raise
         reason = first_line(getattr(error.__cause__, "orig", None) or error)
         raise UserError(
@@ -200,17 +200,6 @@ def _silence() -> None:
     for handler in logging.getLogger().handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.ERROR)
-
-
-def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is that there is no room."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
-            return True
-        if "disk is full" in str(error):  # as SQLite says it
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _forget_run(folder: Path, outputs: Path) -> None:

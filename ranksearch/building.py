@@ -15,12 +15,12 @@ from hydra.errors import InstantiationException
 from optuna.samplers import BaseSampler
 from torch import nn
 
+from ranksearch.afterwards import NOT_OF_THE_BUILDER
 from ranksearch.config import RunConfig
 from ranksearch.datasets import Splits
 from ranksearch.errors import SettingError, UserError
 from ranksearch.fine_tuning import FineTuning
 from ranksearch.guided import GuidedSampler
-from ranksearch.job import NOT_OF_THE_BUILDER
 from ranksearch.models import is_published, published
 from ranksearch.pretrained import Pretrained
 from ranksearch.rules import Rule, SpaceSettings

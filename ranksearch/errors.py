@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import EDQUOT, ENOSPC
+
 
 class UserError(Exception):
     """Something that the person at the keyboard can mend: one line with the value, the limit and the remedy."""
@@ -42,3 +44,14 @@ class HopelessError(Exception):
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; the name of its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is that there is no room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
+            return True
+        if "disk is full" in str(error):  # as SQLite says it
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -139,7 +139,7 @@ class Experience:
                 continue
             tried[tuple(chosen)] = cost = options.fixed + options.table.cost(chosen)
             if trial.state == TrialState.COMPLETE and cost <= options.budget:
-                accuracy, result = trial.values[0], trial.user_attrs.get(RESULT)
+                accuracy, result = trial.values[0], trial.system_attrs.get(RESULT)
                 loss = -accuracy if result is None else float(result["loss"])
                 if math.isfinite(loss):
                     completed.append(chosen)

@@ -18,12 +18,11 @@ from ranksearch.baseline import train_or_read
 from ranksearch.config import RunConfig
 from ranksearch.datasets import Splits, endless_batches
 from ranksearch.errors import DivergedError, UserError
-from ranksearch.export import export
 from ranksearch.facts import StudyFacts, keep_facts
 from ranksearch.files import write_json
 from ranksearch.finalize import finalize
 from ranksearch.fine_tuning import FineTuning
-from ranksearch.loading import PLAN_FILE, is_trusted, load, load_call, read_plan_file
+from ranksearch.loading import PLAN_FILE, is_trusted, load_call
 from ranksearch.locks import alone, first
 from ranksearch.picking import pick
 from ranksearch.pretrained import Pretrained
@@ -42,9 +41,7 @@ from ranksearch.training import Recipe, settle_autocast
 
 log = logging.getLogger(__name__)
 
-# Keys of a model that say what to call it, what images it gets, and what becomes of it once it is built.
 BEST_LOCK = "best.lock"
-NOT_OF_THE_BUILDER = ("name", "smallest_input", "input_size", "checkpoint", "num_classes", "rules")
 
 
 @dataclass(frozen=True)
@@ -85,24 +82,6 @@ class Job:
     def folder(self) -> Path:
         """Where the artifacts go."""
         return Path(self.config.outputs) / str(self.config.study.name)
-
-
-def run_export(config: RunConfig) -> None:
-    """Write the network that a search ended with in another format.
-
-    Raises:
-        UserError: there is none, or the format cannot hold it.
-    """
-    best = Path(config.outputs) / config.study.name / "best"
-    entries = read_plan_file(best)
-    # A builder that this very configuration names is as trusted as the configuration.
-    own = {key: value for key, value in config.model.items() if key not in (*NOT_OF_THE_BUILDER, "weights")}
-    built = {key: value for key, value in entries["model"].items() if key not in ("num_classes", "weights")}
-    target = str(entries["model"].get("_target_"))
-    if own != built and not is_trusted(target):
-        raise UserError(f"{best} holds a network of {target} with other settings: give those of its search to model")
-    network = load(best, trust=True)
-    export(network, entries["input_shape"], best / "export", config.format)
 
 
 def run_profile(job: Job, progress: Progress) -> None:

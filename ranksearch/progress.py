@@ -52,7 +52,7 @@ class View(Protocol):
 
 
 class Progress:
-    """Follows a run from stage to stage and shows how it stands; logs a line for a trial, and for a fifth of a stage."""
+    """Follows a run from stage to stage and shows how it stands; logs a line a trial, and one a fifth of a training."""
 
     def __init__(self, view: View | None = None) -> None:
         self._view = view

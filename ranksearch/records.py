@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ranksearch.pruning import Standing
 from ranksearch.trial import TrialResult
 
-RESULT = "result"
+RESULT = "ranksearch:result"  # among Optuna's own attributes, for the dashboard shows all others in full
 REASON = "reason"
 RUNGS = "rungs"
 COST = "cost"
@@ -60,7 +60,7 @@ class FrontPoint:
 
 def read_trial(trial: FrozenTrial) -> TrialRecord:
     """Read a trial back."""
-    stored = trial.user_attrs.get(RESULT)
+    stored = trial.system_attrs.get(RESULT)
     result = TrialResult.from_json(stored) if stored and trial.state == TrialState.COMPLETE else None
     return TrialRecord(
         number=trial.number,
@@ -132,7 +132,7 @@ def hypervolume(points: Iterable[tuple[float, float]]) -> float:
     """
     known = list(points)
     steps = [known[place] for place in undominated(known)]
-    ends = [cost for cost, _ in steps[1:]] + [1.0]
+    ends = [*(cost for cost, _ in steps), 1.0][1:]
     return sum(max(end - cost, 0.0) * accuracy for (cost, accuracy), end in zip(steps, ends, strict=True))
 
 

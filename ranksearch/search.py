@@ -248,7 +248,7 @@ def _score(
         trial.set_user_attr(REASON, str(error) if isinstance(error, DivergedError) else broken)
         # Optuna ends a trial of no value as FAIL and goes on.
         return FAILED
-    trial.set_user_attr(RESULT, result.to_json())
+    trial.storage.set_trial_system_attr(trial._trial_id, RESULT, result.to_json())
     return result.accuracy, result.cost, result
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -29,6 +30,9 @@ from ranksearch.models import cifar_resnet
 from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
 from ranksearch.rules import SpaceSettings
 from ranksearch.training import Recipe, train
+
+if TYPE_CHECKING:
+    from studies import Searched
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("default")
@@ -63,6 +67,14 @@ def base_problem(splits: Splits, trained: nn.Module) -> Problem:
 @pytest.fixture
 def problem(base_problem: Problem) -> Problem:
     return dataclasses.replace(base_problem)
+
+
+@pytest.fixture(scope="session")
+def searched(base_problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """A study that was searched; tests must not change it, but for its pages."""
+    from studies import search_small  # which imports what few tests need
+
+    return search_small(base_problem, tmp_path_factory.mktemp("outputs"))
 
 
 @pytest.fixture(scope="session")

@@ -25,10 +25,12 @@ from leftovers import left_over
 from optuna import Study
 from optuna.storages import BaseStorage
 
-from ranksearch.artifacts import write_front, write_trials
+from ranksearch.artifacts import front_content, write_trials
 from ranksearch.baseline import BaselineSettings, train_or_read
 from ranksearch.constraint import Constraint
 from ranksearch.cost import MacsCost
+from ranksearch.facts import StudyFacts
+from ranksearch.files import write_json
 from ranksearch.guided import GuidedSampler
 from ranksearch.image_sets import digits
 from ranksearch.locks import alone
@@ -89,8 +91,9 @@ def work(problem: Problem, where: str, folder: Path, number: int, n_trials: int)
 
 def write(problem: Problem, study: Study, folder: Path) -> None:
     records = read_trials(study)
-    write_trials(folder / "trials.csv", problem, records)
-    write_front(folder / "front.json", "s", problem, front(records))
+    facts = StudyFacts.of(problem, "", "resnet8", "digits", trials=0)
+    write_trials(folder / "trials.csv", facts, records)
+    write_json(folder / "front.json", front_content("s", facts, front(records)))
 
 
 def start(*arguments: Any) -> int:

@@ -66,11 +66,14 @@ class Shown:
         }
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            picture = Path(folder) / f"latent_sizes_{trial.number}.png"
-            draw_plan(self._facts, result, picture)
-            upload_artifact(artifact_store=self._store, file_path=str(picture), study_or_trial=trial)
+        try:
+            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                picture = Path(folder) / f"latent_sizes_{trial.number}.png"
+                draw_plan(self._facts, result, picture)
+                upload_artifact(artifact_store=self._store, file_path=str(picture), study_or_trial=trial)
+        except OSError as error:  # a trial is worth more than its picture
+            log.warning("the picture of trial %d could not be written: %s", trial.number, error)
 
     def refresh_if_due(self) -> None:
         """Refresh the page, unless that was done lately."""

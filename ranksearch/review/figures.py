@@ -122,6 +122,7 @@ def importance_figure(facts: StudyFacts, records: Sequence[TrialRecord]) -> go.F
     y = {"autorange": "reversed", "tickfont": {"size": 10}, "dtick": 1, "type": "category"}
     height = 120 + ROW * len(facts.layers)
     figure = _figure(height, "share of the expected loss, %", "", y=y, barmode="stack", showlegend=True)
+    figure.update_layout(legend={"traceorder": "normal"})
     for index, (stage, sum_of) in enumerate(sums_by_stage(shares, stages).items()):
         names = [name for name in shares if stages[name] == stage]
         figure.add_bar(

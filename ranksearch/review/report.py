@@ -107,9 +107,10 @@ def _headline(facts: StudyFacts, points: Sequence[FrontPoint]) -> str:
     wanted = max(2.0, facts.constraint)
     best = best_at(points, wanted) or points[0]
     result = best.result
+    reached = f"{wanted:g}x or more" if result.speedup >= wanted else f"{result.speedup:.2f}x"
     return (
-        f"{result.speedup:.2f}x in {facts.scale.name} at {result.accuracy:.2%} validation accuracy after "
-        f"{facts.fine_tune_steps} steps of fine-tuning (trial {best.number}); {dense}."
+        f"At {reached} in {facts.scale.name}: {result.accuracy:.2%} validation accuracy (trial {best.number}, "
+        f"{result.speedup:.2f}x, after {facts.fine_tune_steps} steps of fine-tuning); {dense}."
     )
 
 

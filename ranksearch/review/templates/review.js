@@ -6,8 +6,8 @@ const settings = { responsive: true, displayModeBar: false };
 
 // The library lies in the page, compressed, so that nothing is fetched.
 async function library() {
-  const bytes = Uint8Array.from(atob(read("library")), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const { body } = await fetch(`data:application/gzip;base64,${read("library")}`);
+  const stream = body.pipeThrough(new DecompressionStream("gzip"));
   const script = document.createElement("script");
   script.textContent = await new Response(stream).text();
   document.head.append(script);
@@ -26,9 +26,33 @@ function themed(layout) {
   return themed;
 }
 
+// What of a point on a figure says its trial.
+const trialOf = { front: (point) => point.customdata, heat: (point) => point.x, tuning: (point) => point.customdata[0] };
+const drawn = new Set();
+
 function draw(id) {
   const { data, layout } = content.figures[id];
-  return Plotly.react(id, data, themed(layout), settings);
+  Plotly.react(id, data, themed(layout), settings);
+  if (!drawn.has(id) && trialOf[id])
+    document.getElementById(id).on("plotly_click", ({ points: [point] }) => show(trialOf[id](point)));
+  drawn.add(id);
+}
+
+const redraw = () => drawn.forEach(draw);
+
+// A figure is drawn once it is nearly in sight.
+function drawInSight() {
+  const near = ({ isIntersecting, target }) => {
+    if (!isIntersecting) return;
+    observer.unobserve(target);
+    draw(target.id);
+  };
+  const observer = new IntersectionObserver((entries) => entries.forEach(near), { rootMargin: "300px" });
+  for (const [id, { layout }] of Object.entries(content.figures)) {
+    const place = document.getElementById(id);
+    place.style.minHeight = `${layout.height}px`;
+    observer.observe(place);
+  }
 }
 
 const percent = (share, digits = 2) => `${(100 * share).toFixed(digits)} %`;
@@ -51,7 +75,7 @@ function show(number) {
     const plan = content.figures[id].data[1];
     Object.assign(plan, { x: values, marker: { color: colors }, customdata: choices.map(({ scheme }) => scheme),
                           hovertemplate: "%{y}: %{x}, %{customdata}<extra></extra>" });
-    draw(id);
+    if (drawn.has(id)) draw(id);
   }
   const body = document.querySelector("#layers tbody");
   body.replaceChildren(...choices.map(({ layer, dense, scheme, size, macs, error }) => {
@@ -69,22 +93,24 @@ function show(number) {
 }
 
 function start() {
-  Object.keys(content.figures).forEach(draw);
   if (content.trials) {
     const select = document.getElementById("trial");
     select.addEventListener("change", () => show(select.value));
-    document.getElementById("front").on("plotly_click", ({ points: [point] }) => show(point.customdata));
-    document.getElementById("heat").on("plotly_click", ({ points: [point] }) => show(point.x));
-    document.getElementById("tuning").on("plotly_click", ({ points: [point] }) => show(point.customdata[0]));
     show(content.selected);
   }
-  const redraw = () => Object.keys(content.figures).forEach(draw);
+  drawInSight();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  const paper = (on) => () => { document.documentElement.classList.toggle("paper", on); redraw(); };
+  const paper = (on) => () => {
+    document.documentElement.classList.toggle("paper", on);
+    Object.keys(content.figures).forEach(draw);
+  };
   window.addEventListener("beforeprint", paper(true));
   window.addEventListener("afterprint", paper(false));
-  document.documentElement.dataset.ready = "true";
+  ready();
 }
 
+// For tests and benchmarks: the page can be used, so many milliseconds after it was asked for.
+const ready = () => { document.documentElement.dataset.ready = Math.round(performance.now()); };
+
 if (Object.keys(content.figures).length) library().then(start);
-else document.documentElement.dataset.ready = "true";
+else ready();

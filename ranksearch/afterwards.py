@@ -1,4 +1,4 @@
-"""The tasks that only look: the report of any study at any time, several compared, and the dashboard."""
+"""The tasks on what searches left behind: export, the report of a study, several compared, the dashboard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from optuna.storages import BaseStorage
 from ranksearch.artifacts import front_content, write_artifacts
 from ranksearch.config import RunConfig
 from ranksearch.errors import UserError
+from ranksearch.export import export
 from ranksearch.facts import read_facts
+from ranksearch.loading import is_trusted, load, read_plan_file
 from ranksearch.pictures import draw_fronts, write_picture
 from ranksearch.records import front, read_trials
 from ranksearch.review.comparison import comparison_rows, write_comparison
@@ -22,6 +24,27 @@ from ranksearch.search import study_folder
 from ranksearch.summary import format_table
 
 log = logging.getLogger(__name__)
+
+# Keys of a model that say what to call it, what images it gets, and what becomes of it once it is built.
+NOT_OF_THE_BUILDER = ("name", "smallest_input", "input_size", "checkpoint", "num_classes", "rules")
+
+
+def run_export(config: RunConfig) -> None:
+    """Write the network that a search ended with in another format.
+
+    Raises:
+        UserError: there is none, or the format cannot hold it.
+    """
+    best = Path(config.outputs) / config.study.name / "best"
+    entries = read_plan_file(best)
+    # A builder that this very configuration names is as trusted as the configuration.
+    own = {key: value for key, value in config.model.items() if key not in (*NOT_OF_THE_BUILDER, "weights")}
+    built = {key: value for key, value in entries["model"].items() if key not in ("num_classes", "weights")}
+    target = str(entries["model"].get("_target_"))
+    if own != built and not is_trusted(target):
+        raise UserError(f"{best} holds a network of {target} with other settings: give those of its search to model")
+    network = load(best, trust=True)
+    export(network, entries["input_shape"], best / "export", config.format)
 
 
 def run_report(config: RunConfig, storage: BaseStorage) -> None:

@@ -1,0 +1,68 @@
+"""The README's pictures, made from a study that was really searched.
+
+    python -m ranksearch
+    python benchmarks/readme_pictures.py --outputs outputs --study resnet20-digits-1.5x-s0
+
+writes docs/front.svg (the front), docs/report.png (the top of the report in Chromium) and docs/live.svg (the live view
+as it stands after the last trial). Needs Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+from pathlib import Path
+
+import optuna
+from playwright.sync_api import sync_playwright
+from rich.console import Console
+
+from ranksearch.facts import read_facts
+from ranksearch.progress import Standing
+from ranksearch.records import read_trials
+from ranksearch.storage import sqlite
+from ranksearch.terminal import render
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def main() -> None:
+    """Read the command line, and do it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
+    parser.add_argument("--study", default="resnet20-digits-1.5x-s0")
+    options = parser.parse_args()
+    folder = options.outputs / options.study
+    shutil.copy(folder / "pictures" / "front.svg", DOCS / "front.svg")
+    screenshot(folder / "report.html", DOCS / "report.png")
+    study = optuna.load_study(study_name=options.study, storage=sqlite(str(options.outputs / "ranksearch.db")))
+    (DOCS / "live.svg").write_text(live_view(study), encoding="utf-8")
+
+
+def screenshot(report: Path, picture: Path) -> None:
+    """The report's top, as wide as a README shows it."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1000, "height": 1250})
+        page.goto(report.resolve().as_uri())
+        page.wait_for_selector("html[data-ready]")
+        page.screenshot(path=picture)
+        browser.close()
+
+
+def live_view(study: optuna.Study) -> str:
+    """The live view after the study's last trial."""
+    facts, records = read_facts(study), read_trials(study)
+    console = Console(record=True, width=100, height=40, file=io.StringIO(), force_terminal=True)
+    tuning = [r.result.seconds["fine_tune"] for r in records if r.result and r.result.seconds.get("fine_tune")]
+    speed = 64 * facts.fine_tune_steps / min(tuning) if tuning else 0.0
+    done = sum(record.finished for record in records)
+    standing = Standing("search", done, facts.trials, "trials", "", speed, 0.0, facts, records)
+    console.print(render(standing, console))
+    return console.export_svg(title="python -m ranksearch")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What a study holds for Optuna's dashboard."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import urllib.request
+from dataclasses import replace
+
+import pytest
+from optuna.artifacts import get_all_artifact_meta
+from optuna_dashboard import get_note
+from studies import Searched
+
+from ranksearch.errors import SettingError
+from ranksearch.records import front
+from ranksearch.review import dashboard as page
+from ranksearch.review.dashboard import FIGURES, Shown, artifact_store
+from ranksearch.review.serving import DashboardSettings, dashboard
+
+
+def test_the_note_says_what_is_looked_for_and_what_was_found(searched: Searched) -> None:
+    note, points = get_note(searched.study), front(searched.records)
+    assert searched.facts.command in note
+    assert f"{searched.facts.accuracy:.2%}" in note
+    assert str(searched.folder / "report.html") in note
+    for point in points:
+        assert f"| {point.number} |" in note
+        assert f"{point.result.accuracy:.2%}" in note
+
+
+def test_every_completed_trial_has_a_picture_and_figures_to_sort_by(searched: Searched) -> None:
+    study, store = searched.study, artifact_store(searched.outputs)
+    for trial, record in zip(study.trials, searched.records, strict=True):
+        assert record.result is not None
+        assert trial.user_attrs["speedup"] == pytest.approx(record.result.speedup, abs=1e-4)
+        assert trial.user_attrs["params"] == record.result.params
+        drop = searched.facts.accuracy - record.result.accuracy
+        assert trial.user_attrs["accuracy_drop"] == pytest.approx(drop, abs=1e-5)
+        assert trial.user_attrs["seconds"] >= trial.user_attrs["seconds_factorize"] > 0
+        [picture] = get_all_artifact_meta(trial, storage=study._storage)
+        assert picture.mimetype == "image/png"
+        with store.open_reader(picture.artifact_id) as file:
+            assert file.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_figures_are_kept_under_the_same_ids_however_often_they_are_drawn(searched: Searched) -> None:
+    study = searched.study
+    for _ in range(2):
+        Shown(study, searched.facts, searched.folder, searched.outputs).refresh()
+        attributes = study._storage.get_study_system_attrs(study._study_id)
+        known = {key.split(":")[2] for key in attributes if key.startswith("dashboard:plot_data:")}
+        assert known == set(FIGURES)
+
+
+def test_pages_are_refreshed_at_a_bounded_cost(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a refresh costs and however fast trials come, refreshes take a hundredth of the time."""
+    clock, spent = [0.0], [0.0]
+
+    def draw(*_: object) -> str:
+        clock[0] += 30.0
+        spent[0] += 30.0
+        return "note"
+
+    monkeypatch.setattr(page, "write_note", draw)
+    monkeypatch.setattr(page, "FIGURES", {})
+    monkeypatch.setattr("ranksearch.review.dashboard.time.perf_counter", lambda: clock[0])
+    many = [replace(searched.records[0], number=number) for number in range(400)]
+    known: list[int] = [0]
+    monkeypatch.setattr(page, "read_trials", lambda _: many[: known[0]])
+    shown = Shown(searched.study, searched.facts, searched.folder, searched.outputs)
+    for _ in range(400):
+        clock[0] += 100.0
+        known[0] += 1
+        shown.refresh_if_due()
+    assert 0 < spent[0] <= 0.012 * clock[0]
+
+
+def test_it_is_served_to_this_machine_alone(searched: Searched) -> None:
+    with dashboard(searched.storage, searched.outputs, DashboardSettings(0)) as (address, server):
+        assert server.server_address[0] == "127.0.0.1"
+        assert address == f"http://127.0.0.1:{server.server_port}/"
+
+
+def test_a_port_that_is_taken_is_named(searched: Searched) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(SettingError, match=f"dashboard.port={port} is taken: choose another"),
+            dashboard(searched.storage, searched.outputs, DashboardSettings(port)),
+        ):
+            pass
+
+
+def test_only_feasible_trials_are_the_best(searched: Searched) -> None:
+    with dashboard(searched.storage, searched.outputs, DashboardSettings(0)) as (address, server):
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            study = searched.study
+            with urllib.request.urlopen(f"{address}api/studies/{study._study_id}?after=0") as answer:
+                detail = json.load(answer)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert detail["objective_names"] == ["accuracy", "MACs"]
+    budget = searched.facts.budget
+    assert detail["best_trials"]
+    assert all(trial["values"][1] <= budget for trial in detail["best_trials"])

@@ -1,0 +1,125 @@
+"""The report as a file: what it says, and that it stands alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from studies import Searched
+
+from ranksearch.artifacts import write_artifacts
+from ranksearch.facts import macs_under
+from ranksearch.plan import SCHEMES
+from ranksearch.records import TrialRecord, front
+from ranksearch.review.report import write_report
+
+
+class Parts(HTMLParser):
+    """Every address that a page would ask for, and the text of its scripts by their ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+        self.scripts: dict[str, str] = {}
+        self._script: str | None = None
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        known = dict(attributes)
+        self.outside += [known[key] or "" for key in ("src", "href") if key in known]
+        self._script = (known.get("id") or "") if tag == "script" else None
+
+    def handle_data(self, data: str) -> None:
+        if self._script is not None:
+            self.scripts[self._script] = self.scripts.get(self._script, "") + data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._script = None
+
+
+def read(path: Path) -> tuple[Parts, dict[str, Any]]:
+    parts = Parts()
+    parts.feed(path.read_text())
+    return parts, json.loads(parts.scripts["content"])
+
+
+def test_it_stands_alone(searched: Searched) -> None:
+    write_artifacts(searched.folder, searched.name, searched.facts, searched.records)
+    parts, _ = read(searched.folder / "report.html")
+    assert [address for address in parts.outside if not address.startswith(("#", "data:"))] == []
+    for name in ("front", "latent_sizes", "heat_map"):
+        assert (searched.folder / "pictures" / f"{name}.svg").read_text().startswith("<svg")
+        assert (searched.folder / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_it_holds_every_plan_as_it_was_built(searched: Searched) -> None:
+    write_artifacts(searched.folder, searched.name, searched.facts, searched.records)
+    _, content = read(searched.folder / "report.html")
+    layers = searched.facts.layers
+    assert [layer["name"] for layer in content["layers"]] == [layer.name for layer in layers]
+    for record in searched.records:
+        assert record.result is not None
+        shown = content["trials"][str(record.number)]["plan"]
+        saved = sum(layer.dense_macs for layer in layers)
+        for layer, (scheme, size, macs, error) in zip(layers, shown, strict=True):
+            choice = record.result.plan.layers.get(layer.name)
+            assert (scheme, size) == ((-1, 0) if choice is None else (SCHEMES.index(choice.scheme), choice.latent_size))
+            assert (error > 0) == (choice is not None)
+            saved -= layer.dense_macs if choice is None else macs
+        assert searched.facts.macs - saved == record.result.macs
+
+
+def test_a_study_without_a_trial_has_a_report_too(searched: Searched, tmp_path: Path) -> None:
+    write_artifacts(tmp_path, searched.name, searched.facts, [])
+    parts, content = read(tmp_path / "report.html")
+    assert content["figures"] == {}
+    assert "library" not in parts.scripts
+    assert "No trial has completed yet" in (tmp_path / "report.html").read_text()
+
+
+def test_names_are_shown_as_they_are(searched: Searched, tmp_path: Path) -> None:
+    facts = replace(searched.facts, model="<script>alert(1)</script>", command="python -m ranksearch 'a=</script>'")
+    write_report(tmp_path / "report.html", "<i>study</i>", facts, searched.records, None, None, None)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "&lt;i&gt;study" in page
+    assert read(tmp_path / "report.html")[1]["trials"]
+
+
+def test_the_headline_is_the_best_at_twice_the_speed(searched: Searched, tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", "s", searched.facts, searched.records, None, None, None)
+    fast = [point for point in front(searched.records) if point.result.speedup >= 2]
+    best = max(point.result.accuracy for point in fast)
+    headline = re.search(r'class="headline">([^<]*)<', (tmp_path / "report.html").read_text())
+    assert headline is not None
+    assert f"{best:.2%}" in headline[1]
+
+
+def test_a_large_study_makes_a_page_of_less_than_five_megabytes(searched: Searched, tmp_path: Path) -> None:
+    """53 layers and 200 trials; what it costs in time is measured in benchmarks."""
+    layer = searched.facts.layers[0]
+    layers = tuple(replace(layer, name=f"layer{index // 14}.{index % 14}.conv1") for index in range(53))
+    known = searched.records[0].result
+    assert known is not None
+    choice = next(iter(known.plan.layers.values()))
+    plan = replace(known.plan, layers={spec.name: choice for spec in layers})
+    result = replace(known, plan=plan, errors={spec.name: 0.12345 for spec in layers})
+    records = [replace(searched.records[0], number=number, result=result) for number in range(200)]
+    write_report(tmp_path / "report.html", "s", replace(searched.facts, layers=layers), records, None, None, None)
+    assert (tmp_path / "report.html").stat().st_size < 5e6
+    assert macs_under(layers[0], choice) < layers[0].dense_macs
+
+
+def test_artifacts_are_the_same_however_often_they_are_written(searched: Searched, tmp_path: Path) -> None:
+    records: list[TrialRecord] = searched.records
+    for folder in ("one", "two"):
+        write_artifacts(tmp_path / folder, searched.name, searched.facts, records)
+    one, two = (
+        {path.relative_to(tmp_path / folder): path.read_bytes() for path in (tmp_path / folder).rglob("*.*")}
+        for folder in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    assert one == two

@@ -1,0 +1,58 @@
+"""A small study that was really searched, for tests that look at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage
+
+from ranksearch.facts import StudyFacts, keep_facts
+from ranksearch.guided import GuidedSampler
+from ranksearch.problem import Problem
+from ranksearch.records import TrialRecord, read_trials
+from ranksearch.review.dashboard import Shown
+from ranksearch.search import StudySettings, queue_closed_form, run_trials
+from ranksearch.storage.opening import sqlite
+from ranksearch.study import open_study
+
+COMMAND = "python -m ranksearch model.depth=8"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A study and where it lies."""
+
+    outputs: Path
+    storage: BaseStorage
+    name: str
+    facts: StudyFacts
+    trials: int
+
+    @property
+    def study(self) -> optuna.Study:
+        return optuna.load_study(study_name=self.name, storage=self.storage)
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        return read_trials(self.study)
+
+    @property
+    def folder(self) -> Path:
+        return self.outputs / self.name
+
+
+def search_small(problem: Problem, outputs: Path, name: str = "small", trials: int = 5) -> Searched:
+    """Search without any fine-tuning, as the command line does."""
+    problem = replace(problem, recipe=replace(problem.recipe, steps=0))  # type: ignore[type-var]
+    storage = sqlite(str(outputs / "ranksearch.db"))
+    study = open_study(name, storage, {"seed": 0})
+    settings = StudySettings(name, trials, 3)
+    facts = StudyFacts.of(problem, COMMAND, "resnet8", "digits", trials)
+    keep_facts(study, facts)
+    shown = Shown(study, facts, outputs / name, outputs)
+    queue_closed_form(study, problem, settings)
+    run_trials(study, problem, settings, GuidedSampler(0), lambda _: shown.refresh_if_due(), on_result=shown.trial)
+    shown.refresh()
+    return Searched(outputs, storage, name, facts, trials)
