@@ -151,7 +151,7 @@ def _run_job(cfg: DictConfig) -> None:
         status, reason = 1, f"{type(error).__name__}: {first_line(error)}"
     study = str(cfg.study.name) if not OmegaConf.missing_keys(cfg) else ""
     folder = str(Path(cfg.outputs) / study)
-    outcome = JobOutcome(int(hydra_config.job.num), list(hydra_config.overrides.task), study, folder, status, reason)
+    outcome = JobOutcome(int(hydra_config.job.num), _overrides(), study, folder, status, reason)
     write_outcome(Path(hydra_config.runtime.output_dir), outcome)
 
 
@@ -265,7 +265,12 @@ def _command() -> str:
     hydra_config = HydraConfig.get()
     own = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
     folders = [word for path in own for word in ("--config-dir", path)]
-    return shlex.join(["python", "-m", "ranksearch", *folders, *hydra_config.overrides.task])
+    return shlex.join(["python", "-m", "ranksearch", *folders, *_overrides()])
+
+
+def _overrides() -> list[str]:
+    """As the person wrote them: what stands behind ${oc.env:...} belongs in no file."""
+    return cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
 
 
 def _open_storage(config: RunConfig, to: str) -> BaseStorage:

@@ -117,6 +117,7 @@ def run_search(job: Job, progress: Progress, study: Study, proposer: BaseSampler
         KeyboardInterrupt: the person asked to stop; everything finished is kept.
     """
     problem = _weighed(job, _calibrated(job, progress))
+    _record(job, problem)
     try:
         _run_trials(job, progress, problem, study, proposer)
     except StorageInternalError:  # whose trials cannot be read either
@@ -149,6 +150,7 @@ def run_finalize(job: Job, progress: Progress, study: Study) -> None:
         KeyboardInterrupt: the person asked to stop; the fine-tuning goes on from its last checkpoint.
     """
     problem = _calibrated(job, progress)
+    _record(job, problem)
     with alone(job.folder / BEST_LOCK, "finalizes a trial of this study"):
         _finish(job, progress, problem, study)
         _write(job, problem, study)
@@ -182,8 +184,6 @@ def _finish(job: Job, progress: Progress, problem: Problem, study: Study) -> Non
 def _write(job: Job, problem: Problem, study: Study) -> None:
     """Write the artifacts and tell of them."""
     records, folder, name = read_trials(study), job.folder, job.config.study.name
-    record = run_record(job.settings, job.compared, problem.splits, problem.device, job.config.seed)
-    write_json(folder / RUN_FILE, record)
     facts = _facts(job, problem)
     Shown(study, facts, folder, Path(job.config.outputs)).refresh()
     log.info("%s", write_artifacts(folder, name, facts, records))
@@ -195,6 +195,12 @@ def _facts(job: Job, problem: Problem) -> StudyFacts:
     config = job.config
     names = str(config.model["name"]), str(config.dataset["name"])
     return StudyFacts.of(problem, job.command, *names, trials=config.study.n_trials)
+
+
+def _record(job: Job, problem: Problem) -> None:
+    """Write down what this run is made with, for whoever looks at the study from now on."""
+    record = run_record(job.settings, job.compared, problem.splits, problem.device, job.config.seed)
+    write_json(job.folder / RUN_FILE, record)
 
 
 def _weighed(job: Job, problem: Problem) -> Problem:
@@ -236,10 +242,6 @@ def _settled(job: Job) -> FineTuning:
     return settled
 
 
-def _is_ours(job: Job) -> bool:
-    return is_trusted(str(job.recipe["_target_"]))
-
-
 def _run_trials(job: Job, progress: Progress, problem: Problem, study: Study, proposer: BaseSampler) -> None:
     settings = job.config.study
     with progress.stage("closed form"), alone(job.folder / "closed_form.lock", "finds the plans of the closed form"):
@@ -249,6 +251,7 @@ def _run_trials(job: Job, progress: Progress, problem: Problem, study: Study, pr
     facts = _facts(job, problem)
     keep_facts(study, facts)
     page = Shown(study, facts, job.folder, Path(job.config.outputs))
+    page.refresh()
 
     finishing = job.config.finalize.steps * job.config.finalize.seeds
 
@@ -277,7 +280,7 @@ def _train_baseline(job: Job, progress: Progress) -> None:
         return
     if weights is None:
         log.info("baseline: no pretrained weights asked for, so %s is trained from scratch", name)
-        if not _is_ours(job):
+        if not is_trusted(str(job.recipe["_target_"])):
             log.info("baseline: baseline.train=never would keep the weights that its builder sets")
     elif fit:
         log.info("baseline: %s is trained on from %s, as baseline.train=always asks", name, weights)

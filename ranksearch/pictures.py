@@ -34,6 +34,8 @@ def to_svg(figure: Figure) -> str:
 
 def write_picture(folder: Path, name: str, figure: Figure) -> None:
     """Write a figure as SVG and as PNG."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # which has done its part, and would do it anew for each file
     write_text(folder / f"{name}.svg", to_svg(figure))
     with replacing(folder / f"{name}.png") as path:
         figure.savefig(path, format="png", dpi=RESOLUTION)

@@ -29,6 +29,7 @@ from ranksearch.image_sets import digits
 from ranksearch.models import cifar_resnet
 from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
 from ranksearch.rules import SpaceSettings
+from ranksearch.storage import sqlite
 from ranksearch.training import Recipe, train
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def searched(base_problem: Problem, tmp_path_factory: pytest.TempPathFactory) ->
     """A study that was searched; tests must not change it, but for its pages."""
     from studies import search_small  # which imports what few tests need
 
-    return search_small(base_problem, tmp_path_factory.mktemp("outputs"))
+    outputs = tmp_path_factory.mktemp("outputs")
+    return search_small(base_problem, outputs, sqlite(str(outputs / "ranksearch.db")))
 
 
 @pytest.fixture(scope="session")

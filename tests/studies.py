@@ -14,7 +14,6 @@ from ranksearch.problem import Problem
 from ranksearch.records import TrialRecord, read_trials
 from ranksearch.review.dashboard import Shown
 from ranksearch.search import StudySettings, queue_closed_form, run_trials
-from ranksearch.storage.opening import sqlite
 from ranksearch.study import open_study
 
 COMMAND = "python -m ranksearch model.depth=8"
@@ -43,10 +42,10 @@ class Searched:
         return self.outputs / self.name
 
 
-def search_small(problem: Problem, outputs: Path, name: str = "small", trials: int = 5) -> Searched:
+def search_small(problem: Problem, outputs: Path, storage: BaseStorage, trials: int = 5) -> Searched:
     """Search without any fine-tuning, as the command line does."""
+    name = "small"
     problem = replace(problem, recipe=replace(problem.recipe, steps=0))  # type: ignore[type-var]
-    storage = sqlite(str(outputs / "ranksearch.db"))
     study = open_study(name, storage, {"seed": 0})
     settings = StudySettings(name, trials, 3)
     facts = StudyFacts.of(problem, COMMAND, "resnet8", "digits", trials)

@@ -320,7 +320,7 @@ def test_a_report_is_made_at_any_time_from_the_study_alone(ran: tuple[Path, subp
     assert any("written to" in log.read_text() and "device:" not in log.read_text() for log in logs)
     done = call(ran[0], "task=report", "study.name=resnet20-digits-1.5x", small=[])
     assert done.returncode == 2
-    assert done.stderr == f"ranksearch: there is no study 'resnet20-digits-1.5x' here: use {STUDY}\n"
+    assert done.stderr == f"ranksearch: there is no study 'resnet20-digits-1.5x' in this storage: use {STUDY}\n"
 
 
 def test_running_again_continues_and_reads_neither_baseline_nor_test_split_again(tmp_path: Path) -> None:
@@ -526,6 +526,7 @@ def test_a_full_disk_loses_nothing_that_finished(
     assert capfd.readouterr().err.splitlines()[-1] == (
         "ranksearch: the disk of outputs is full, what finished is kept: make room and run this again"
     )
+    monkeypatch.undo()
     done = call(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "3 of 3 trials finished" in done.stdout

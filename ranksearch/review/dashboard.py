@@ -52,7 +52,7 @@ class Shown:
         self._report = folder / "report.html"
         self._store = artifact_store(outputs)
         self._again = 0.0
-        self._trials = 0
+        self._trials = -1  # so that there is a page before the first of them
 
     def trial(self, trial: Trial, result: TrialResult) -> None:
         """Give a trial that is about to complete a picture of its plan, and figures to sort by."""

@@ -75,7 +75,9 @@ def test_every_layer_is_factorized_or_skipped_for_a_reason(name: str) -> None:
             pytest.fail(f"grouped {layer} is skipped: {reason}")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "vit_b_16" else []) for name in NAMES]
+)
 def test_a_plan_builds_a_network_that_runs_at_its_cost(name: str) -> None:
     model, plan = built(name), some_layers(name)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}

@@ -6,18 +6,26 @@ import json
 import socket
 import threading
 import urllib.request
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 from optuna.artifacts import get_all_artifact_meta
+from optuna.storages import InMemoryStorage, RDBStorage
 from optuna_dashboard import get_note
-from studies import Searched
+from servers import Server
+from studies import Searched, search_small
 
 from ranksearch.errors import SettingError
+from ranksearch.problem import Problem
 from ranksearch.records import front
 from ranksearch.review import dashboard as page
 from ranksearch.review.dashboard import FIGURES, Shown, artifact_store
 from ranksearch.review.serving import DashboardSettings, dashboard
+from ranksearch.storage import journal, rdb
 
 
 def test_the_note_says_what_is_looked_for_and_what_was_found(searched: Searched) -> None:
@@ -95,18 +103,46 @@ def test_a_port_that_is_taken_is_named(searched: Searched) -> None:
             pass
 
 
-def test_only_feasible_trials_are_the_best(searched: Searched) -> None:
+def served(searched: Searched) -> dict[str, Any]:
+    """A study as the dashboard's server tells of it."""
     with dashboard(searched.storage, searched.outputs, DashboardSettings(0)) as (address, server):
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            study = searched.study
-            with urllib.request.urlopen(f"{address}api/studies/{study._study_id}?after=0") as answer:
-                detail = json.load(answer)
+            with urllib.request.urlopen(f"{address}api/studies/{searched.study._study_id}?after=0") as answer:
+                found: dict[str, Any] = json.load(answer)
         finally:
             server.shutdown()
             thread.join()
+    return found
+
+
+def test_only_feasible_trials_are_the_best(searched: Searched) -> None:
+    detail = served(searched)
     assert detail["objective_names"] == ["accuracy", "MACs"]
     budget = searched.facts.budget
     assert detail["best_trials"]
     assert all(trial["values"][1] <= budget for trial in detail["best_trials"])
+
+
+@pytest.mark.parametrize("kind", ["journal", "postgresql", pytest.param("mysql", marks=pytest.mark.slow)])
+def test_every_storage_serves(
+    kind: str, base_problem: Problem, start_server: Callable[[str], Server], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "ranksearch.journal")
+    storage = journal(path) if kind == "journal" else rdb(start_server(kind).create())
+    searched = search_small(base_problem, tmp_path, storage, trials=2)
+    detail = served(searched)
+    assert detail["note"]["body"] == get_note(searched.study)
+    assert {graph["id"] for graph in detail["plotly_graph_objects"]} == set(FIGURES)
+    assert all(len(get_all_artifact_meta(trial, storage=storage)) == 1 for trial in searched.study.trials)
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def test_a_study_has_a_page_before_its_first_trial(searched: Searched) -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"], study_name="new", storage=InMemoryStorage())
+    Shown(study, searched.facts, searched.folder, searched.outputs).refresh()
+    assert "No trial has completed yet" in get_note(study)
+    assert searched.facts.command in get_note(study)
