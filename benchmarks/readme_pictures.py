@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 from rich.console import Console
 
 from ranksearch.facts import read_facts
-from ranksearch.progress import Standing
+from ranksearch.progress import RunState
 from ranksearch.records import read_trials
 from ranksearch.storage import sqlite
 from ranksearch.terminal import render
@@ -59,8 +59,8 @@ def live_view(study: optuna.Study) -> str:
     tuning = [r.result.seconds["fine_tune"] for r in records if r.result and r.result.seconds.get("fine_tune")]
     speed = 64 * facts.fine_tune_steps / min(tuning) if tuning else 0.0
     done = sum(record.finished for record in records)
-    standing = Standing("search", done, facts.trials, "trials", "", speed, 0.0, facts, records)
-    console.print(render(standing, console))
+    state = RunState("search", done, facts.trials, "trials", "", speed, 0.0, facts, records)
+    console.print(render(state, console))
     return console.export_svg(title="python -m ranksearch")
 
 

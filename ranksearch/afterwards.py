@@ -10,7 +10,7 @@ import optuna
 from optuna.storages import BaseStorage
 
 from ranksearch.artifacts import front_content, write_artifacts
-from ranksearch.config import RunConfig
+from ranksearch.config import NOT_OF_THE_BUILDER, RunConfig
 from ranksearch.errors import UserError
 from ranksearch.export import export
 from ranksearch.facts import read_facts
@@ -24,9 +24,6 @@ from ranksearch.search import study_folder
 from ranksearch.summary import format_table
 
 log = logging.getLogger(__name__)
-
-# Keys of a model that say what to call it, what images it gets, and what becomes of it once it is built.
-NOT_OF_THE_BUILDER = ("name", "smallest_input", "input_size", "checkpoint", "num_classes", "rules")
 
 
 def run_export(config: RunConfig) -> None:

@@ -29,7 +29,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from optuna import Study
-from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
@@ -46,6 +45,7 @@ from ranksearch.problem import describe_space
 from ranksearch.proxies import Proxy
 from ranksearch.schema import freeze
 from ranksearch.search import study_folder
+from ranksearch.storage import failures_told, holds_password
 from ranksearch.study import check_sampler, open_study
 from ranksearch.sweep import JobOutcome, write_outcome
 from ranksearch.terminal import watched
@@ -164,9 +164,11 @@ def _perform(cfg: DictConfig) -> None:
         if config.task == "export":
             run_export(config)
             return
-        if config.task in ("report", "dashboard"):
-            look = run_report if config.task == "report" else run_dashboard
-            look(config, _open_storage(config, to="report on" if config.task == "report" else "look at"))
+        looks = {"report": (run_report, "report on"), "dashboard": (run_dashboard, "look at")}
+        if config.task in looks:
+            look, to = looks[config.task]
+            with failures_told():
+                look(config, _open_storage(config, to))
             return
         job = _prepare(cfg, plain, config)
         search = _open_study(job) if config.task in ("search", "finalize") else None
@@ -176,7 +178,8 @@ def _perform(cfg: DictConfig) -> None:
         raise
     try:
         # The jobs of a sweep may share a terminal, which one alone can write to in place.
-        with watched(live=hydra_config.mode == RunMode.RUN and not config.quiet) as progress:
+        live = hydra_config.mode == RunMode.RUN and not config.quiet
+        with failures_told(), watched(live) as progress:
             if search is None:
                 run_profile(job, progress)
             elif config.task == "finalize":
@@ -186,13 +189,6 @@ def _perform(cfg: DictConfig) -> None:
     except KeyboardInterrupt:
         log.warning("interrupted: everything finished is kept; run the same command again to go on")
         raise
-    except StorageInternalError as error:
-        if is_full_disk(error):
-            raise
-        reason = first_line(getattr(error.__cause__, "orig", None) or error)
-        raise UserError(
-            f"the study's storage failed ({reason}), what finished is kept: mend it and run this again"
-        ) from error
 
 
 def _silence() -> None:
@@ -215,7 +211,7 @@ def _forget_run(folder: Path, outputs: Path) -> None:
 def _read(cfg: DictConfig) -> tuple[dict[str, Any], RunConfig]:
     """Resolve and check the configuration, as plain values and frozen ones."""
     written = cast(dict[str, Any], OmegaConf.to_container(cfg.storage, resolve=False)).get("url")
-    if re.search(r"://[^/@]*:[^/@$]+@", str(written)):
+    if written is not None and holds_password(str(written)):
         advice = "put the address into RANKSEARCH_STORAGE, and take storage.url out"
         raise UserError(f"storage.url holds a password, which would be written down with the configuration: {advice}")
     try:
@@ -276,9 +272,10 @@ def _overrides() -> list[str]:
 def _open_storage(config: RunConfig, to: str) -> BaseStorage:
     """The storage of studies that are there already; where there is none, none is made."""
     ours = str(config.storage.get("_target_")).startswith("ranksearch.storage.")
-    if ours and not Path(config.storage.get("path", "/")).exists():
+    path = Path(config.storage.get("path", "/"))
+    if ours and not path.exists():
         name = ", ".join(config.study.names)
-        raise UserError(f"there is no study '{name}' to {to}: run task=search first")
+        raise UserError(f"there is no study '{name}' to {to} in {path}: name its storage, or run task=search first")
     return cast(BaseStorage, build("storage", config.storage, BaseStorage))
 
 
@@ -292,7 +289,10 @@ def _open_study(job: Job) -> tuple[Study, BaseSampler]:
     if config.task == "finalize":
         storage = _open_storage(config, to="finalize a trial of")
         if config.study.name not in optuna.get_all_study_names(storage):
-            raise UserError(f"there is no study '{config.study.name}' to finalize a trial of: run task=search first")
+            raise UserError(
+                f"there is no study '{config.study.name}' to finalize a trial of in this storage: name the right one, "
+                "or run task=search first"
+            )
     else:
         storage = cast(BaseStorage, build("storage", config.storage, BaseStorage))
     study = open_study(config.study.name, storage, job.compared, config.objective, job.space.cost.model.unit)

@@ -15,8 +15,7 @@ from hydra.errors import InstantiationException
 from optuna.samplers import BaseSampler
 from torch import nn
 
-from ranksearch.afterwards import NOT_OF_THE_BUILDER
-from ranksearch.config import RunConfig
+from ranksearch.config import NOT_OF_THE_BUILDER, RunConfig
 from ranksearch.datasets import Splits
 from ranksearch.errors import SettingError, UserError
 from ranksearch.fine_tuning import FineTuning

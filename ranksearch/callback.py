@@ -20,8 +20,10 @@ class SweepSummary(Callback):
         """Write `sweep.csv` and `sweep.html`, print the table, and name the jobs that failed."""
         folder = Path(config.hydra.sweep.dir)
         outcomes = read_outcomes(folder)
-        print(format_table(write_sweep(folder, outcomes)), flush=True)
-        print(f"written to {folder}: sweep.csv, sweep.html", flush=True)
+        rows = write_sweep(folder, outcomes)
+        if not config.quiet:
+            print(format_table(rows), flush=True)
+            print(f"written to {folder}: sweep.csv, sweep.html", flush=True)
         failed = [
             (outcome, settings) for outcome, settings in zip(outcomes, apart(outcomes), strict=True) if outcome.status
         ]

@@ -21,6 +21,8 @@ from ranksearch.search import StudySettings
 from ranksearch.study import OBJECTIVES
 from ranksearch.training import Recipe
 
+# Keys of a model that say what to call it, what images it gets, and what becomes of it once it is built.
+NOT_OF_THE_BUILDER = ("name", "smallest_input", "input_size", "checkpoint", "num_classes", "rules")
 TASKS = ("search", "finalize", "profile", "export", "report", "dashboard")
 
 

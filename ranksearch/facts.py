@@ -15,6 +15,7 @@ from ranksearch.plan import LayerChoice, LayerSpec
 from ranksearch.problem import Problem
 
 FACTS = "ranksearch:facts"
+FACTS_FORMAT = "ranksearch.facts/1"
 FEWEST_STAGES = 3
 
 
@@ -33,7 +34,8 @@ class StudyFacts:
         macs: of the dense network, for one image.
         params: of the dense network.
         unit: that costs are counted in.
-        budget: the highest cost that the constraint allows.
+        speedup: that is asked for.
+        budget: the highest cost that this allows.
         fine_tune_steps: of a trial.
         seed: of weights, batches and the sampler.
         trials: that the study is to have.
@@ -49,13 +51,14 @@ class StudyFacts:
     macs: int
     params: int
     unit: str
+    speedup: float
     budget: int
     fine_tune_steps: int
     seed: int
     trials: int
 
     @staticmethod
-    def of(problem: Problem, command: str, model: str, dataset: str, trials: int) -> StudyFacts:
+    def of(problem: Problem, command: str, model: str, dataset: str, speedup: float, trials: int) -> StudyFacts:
         """Take them from a problem."""
         return StudyFacts(
             command=command,
@@ -68,6 +71,7 @@ class StudyFacts:
             macs=problem.macs.dense,
             params=problem.params,
             unit=problem.space.cost.model.unit,
+            speedup=speedup,
             budget=problem.budget,
             fine_tune_steps=problem.recipe.steps,
             seed=problem.seed,
@@ -76,11 +80,12 @@ class StudyFacts:
 
     def to_json(self) -> dict[str, Any]:
         """The facts as plain JSON values."""
-        return asdict(self)
+        return {"format": FACTS_FORMAT, **asdict(self)}
 
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> StudyFacts:
         """Read what `to_json` wrote."""
+        stored = {key: value for key, value in stored.items() if key != "format"}
         layers = tuple(LayerSpec(**{**layer, "kernel_size": tuple(layer["kernel_size"])}) for layer in stored["layers"])
         return StudyFacts(**{**stored, "layers": layers, "input_shape": tuple(stored["input_shape"])})
 
@@ -94,10 +99,9 @@ class StudyFacts:
         """Whether its cost is that of multiply-accumulates itself."""
         return self.unit == "MACs"
 
-    @property
-    def constraint(self) -> float:
-        """The speedup that is asked for."""
-        return self.cost / self.budget
+    def cost_said(self, cost: float) -> str:
+        """A cost as text, with what it counts."""
+        return self.scale.said(cost) if self.unit == "ns" else f"{self.scale.said(cost)} {self.unit}"
 
     def stages(self) -> dict[str, str]:
         """Layer -> the part of the network that it stands in: the shortest prefix of names that tells three apart."""
@@ -121,20 +125,27 @@ def keep_facts(study: Study, facts: StudyFacts) -> None:
         study._storage.set_study_system_attr(study._study_id, FACTS, facts.to_json())
 
 
-def _stored(study: Study) -> Any:
-    return study._storage.get_study_system_attrs(study._study_id).get(FACTS)
+def kept_facts(study: Study) -> StudyFacts | None:
+    """The facts that a study keeps; None where it keeps none that can be read."""
+    stored = _stored(study)
+    known = isinstance(stored, Mapping) and stored.get("format") == FACTS_FORMAT
+    return StudyFacts.from_json(stored) if known else None
 
 
 def read_facts(study: Study) -> StudyFacts:
     """Read the facts of a study.
 
     Raises:
-        UserError: it holds none.
+        UserError: it keeps none that can be read.
     """
-    stored = _stored(study)
-    if stored is None:
+    facts = kept_facts(study)
+    if facts is None:
         raise UserError(
             f"study '{study.study_name}' does not say what network it searches: run its search once more, which writes "
             "that down as soon as the network is calibrated"
         )
-    return StudyFacts.from_json(stored)
+    return facts
+
+
+def _stored(study: Study) -> Any:
+    return study._storage.get_study_system_attrs(study._study_id).get(FACTS)

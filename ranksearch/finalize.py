@@ -89,6 +89,7 @@ class Finalized:
         before: the picked plan before any fine-tuning.
         tuned: after the longer fine-tuning, one for each seed.
         timed: the dense network and the written one side by side, on batches of several sizes.
+        timed_on: the device, the numbers' type and the memory format of that, plain JSON values.
     """
 
     point: FrontPoint
@@ -97,6 +98,7 @@ class Finalized:
     before: Evaluation
     tuned: tuple[Tuned, ...]
     timed: tuple[WallClock, ...]
+    timed_on: Mapping[str, Any]
 
     @property
     def saved(self) -> Tuned:
@@ -180,11 +182,10 @@ def finalize(
     assert best_result is not None
     untuned = evaluate(problem.build(picked.result.plan), problem.test())
     timed = _timed(problem, best, settings.time_batches, latency)
-    finalized = Finalized(picked, settings.steps, evaluate(problem.model, problem.test()), untuned, tuple(tuned), timed)
+    dense, where = evaluate(problem.model, problem.test()), measured_on(problem.device, latency)
+    finalized = Finalized(picked, settings.steps, dense, untuned, tuple(tuned), timed, where)
     shutil.rmtree(folder / EXPORTS, ignore_errors=True)  # of another network
-    save_network(
-        folder, best, picked.result.plan, recipe, {**made_from, **_facts(problem, best_result, finalized, latency)}
-    )
+    save_network(folder, best, picked.result.plan, recipe, {**made_from, **_facts(problem, best_result, finalized)})
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return finalized
 
@@ -219,7 +220,7 @@ def _timed(
     return tuple(found)
 
 
-def _facts(problem: Problem, result: TrialResult, finalized: Finalized, latency: MeasuredLatency) -> dict[str, Any]:
+def _facts(problem: Problem, result: TrialResult, finalized: Finalized) -> dict[str, Any]:
     saved = finalized.saved
     return {
         "seed": saved.seed,
@@ -232,10 +233,7 @@ def _facts(problem: Problem, result: TrialResult, finalized: Finalized, latency:
         "dense_macs": problem.macs.dense,
         "params": result.params,
         "dense_params": problem.params,
-        "wall_clock": {
-            **measured_on(problem.device, latency),
-            "batches": [asdict(timed) for timed in finalized.timed],
-        },
+        "wall_clock": {**finalized.timed_on, "batches": [asdict(timed) for timed in finalized.timed]},
         "validation": {"dense": vars(problem.baseline), "factorized": vars(saved.validation)},
         "test": {
             "dense": vars(finalized.dense),
@@ -290,5 +288,6 @@ def _told(entries: Mapping[str, Any], point: FrontPoint) -> Finalized:
         for entry in entries["seeds"]
     )
     dense, before = Evaluation(**test["dense"]), Evaluation(**test["before_fine_tuning"])
-    timed = tuple(WallClock(**entry) for entry in entries["wall_clock"]["batches"])
-    return Finalized(point, entries["fine_tune_steps"], dense, before, tuned, timed)
+    where = dict(entries["wall_clock"])
+    timed = tuple(WallClock(**entry) for entry in where.pop("batches"))
+    return Finalized(point, entries["fine_tune_steps"], dense, before, tuned, timed, where)

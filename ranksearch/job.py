@@ -18,7 +18,7 @@ from ranksearch.baseline import train_or_read
 from ranksearch.config import RunConfig
 from ranksearch.datasets import Splits, endless_batches
 from ranksearch.errors import DivergedError, UserError
-from ranksearch.facts import StudyFacts, keep_facts
+from ranksearch.facts import StudyFacts, keep_facts, kept_facts
 from ranksearch.files import write_json
 from ranksearch.finalize import finalize
 from ranksearch.fine_tuning import FineTuning
@@ -165,18 +165,18 @@ def _finish(job: Job, progress: Progress, problem: Problem, study: Study) -> Non
     picked = pick(records, config.pick, problem.baseline.accuracy)
     steps = config.finalize.steps * config.finalize.seeds
     try:
-        with progress.stage("finalize", steps, problem.recipe.batch_size):
-            finalize(
-                problem,
-                config.study.name,
-                picked,
-                config.finalize,
-                config.latency,
-                job.recipe,
-                job.compared,
-                job.folder / "best",
-                progress.step,
-            )
+        progress.stage("finalize", steps, problem.recipe.batch_size)
+        finalize(
+            problem,
+            config.study.name,
+            picked,
+            config.finalize,
+            config.latency,
+            job.recipe,
+            job.compared,
+            job.folder / "best",
+            progress.step,
+        )
     except DivergedError as error:
         raise UserError(f"finalizing failed ({error}), all trials are kept: lower finalize.learning_rate") from None
 
@@ -184,7 +184,7 @@ def _finish(job: Job, progress: Progress, problem: Problem, study: Study) -> Non
 def _write(job: Job, problem: Problem, study: Study) -> None:
     """Write the artifacts and tell of them."""
     records, folder, name = read_trials(study), job.folder, job.config.study.name
-    facts = _facts(job, problem)
+    facts = kept_facts(study) or _facts(job, problem)  # what made the study, not what finalizes a trial of it
     Shown(study, facts, folder, Path(job.config.outputs)).refresh()
     log.info("%s", write_artifacts(folder, name, facts, records))
     best = ", best/" if (folder / "best" / PLAN_FILE).exists() else ""
@@ -194,7 +194,8 @@ def _write(job: Job, problem: Problem, study: Study) -> None:
 def _facts(job: Job, problem: Problem) -> StudyFacts:
     config = job.config
     names = str(config.model["name"]), str(config.dataset["name"])
-    return StudyFacts.of(problem, job.command, *names, trials=config.study.n_trials)
+    asked, trials = config.constraint.speedup, config.study.n_trials
+    return StudyFacts.of(problem, job.command, *names, speedup=asked, trials=trials)
 
 
 def _record(job: Job, problem: Problem) -> None:
@@ -212,17 +213,17 @@ def _calibrated(job: Job, progress: Progress) -> Problem:
     config = job.config
     try:
         _train_baseline(job, progress)
-        with progress.stage("calibration"):
-            return calibrate(
-                job.model,
-                job.splits,
-                job.space,
-                config.calibration,
-                job.budget,
-                _settled(job),
-                config.seed,
-                job.device,
-            )
+        progress.stage("calibration")
+        return calibrate(
+            job.model,
+            job.splits,
+            job.space,
+            config.calibration,
+            job.budget,
+            _settled(job),
+            config.seed,
+            job.device,
+        )
     except DivergedError as error:
         raise UserError(f"the baseline failed ({error}): lower baseline.learning_rate, or mend its weights") from None
     except torch.OutOfMemoryError as error:
@@ -244,12 +245,13 @@ def _settled(job: Job) -> FineTuning:
 
 def _run_trials(job: Job, progress: Progress, problem: Problem, study: Study, proposer: BaseSampler) -> None:
     settings = job.config.study
-    with progress.stage("closed form"), alone(job.folder / "closed_form.lock", "finds the plans of the closed form"):
+    facts = _facts(job, problem)
+    keep_facts(study, facts)
+    progress.stage("closed form")
+    with alone(job.folder / "closed_form.lock", "finds the plans of the closed form"):
         queue_closed_form(study, problem, settings)
     records, done = read_trials(study), finished(study.trials)
     log.info("study '%s': %d of %d trials finished", settings.name, done, settings.n_trials)
-    facts = _facts(job, problem)
-    keep_facts(study, facts)
     page = Shown(study, facts, job.folder, Path(job.config.outputs))
     page.refresh()
 
@@ -259,8 +261,8 @@ def _run_trials(job: Job, progress: Progress, problem: Problem, study: Study, pr
         progress.trial(record, read_trials(study))
         page.refresh_if_due()
 
-    with progress.trials(facts, records, problem.recipe.batch_size, finishing):
-        run_trials(study, problem, settings, proposer, tell, job.config.pruning, page.trial)
+    progress.trials(facts, records, problem.recipe.batch_size, finishing)
+    run_trials(study, problem, settings, proposer, tell, job.config.pruning, page.trial)
 
 
 def _why_none_completed(study: Study) -> str:
@@ -294,5 +296,5 @@ def _train_baseline(job: Job, progress: Progress) -> None:
         "shape": list(job.splits.input_shape),
     }
     cache = Path(config.outputs) / "cache"
-    with progress.stage("baseline", settings.steps, settings.batch_size):
-        train_or_read(job.model, job.splits, settings, made_from, cache, config.seed, job.device, progress.step)
+    progress.stage("baseline", settings.steps, settings.batch_size)
+    train_or_read(job.model, job.splits, settings, made_from, cache, config.seed, job.device, progress.step)

@@ -104,7 +104,7 @@ def load_call(folder: Path) -> str:
         PlanError: it holds none.
     """
     trust = "" if is_trusted(str(read_plan_file(folder)["model"].get("_target_"))) else ", trust=True"
-    return f'ranksearch.load("{folder}"{trust})'
+    return f"ranksearch.load({json.dumps(str(folder), ensure_ascii=False)}{trust})"
 
 
 def _find_builder(target: str, trust: bool) -> Callable[..., Any]:

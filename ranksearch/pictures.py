@@ -91,9 +91,9 @@ def draw_front(
     )
     dense = facts.cost / scale.divisor
     axes.scatter([dense], [100 * facts.accuracy], marker="s", s=64, color=BLACK, label="dense", zorder=3)
-    for point in points:
-        if point.number == picked:
-            here = (point.result.cost / scale.divisor, 100 * point.result.accuracy)
+    for record in records:
+        if record.number == picked and record.result is not None:
+            here = (record.result.cost / scale.divisor, 100 * record.result.accuracy)
             axes.scatter(
                 *here, marker="*", s=220, color=ORANGE, edgecolor=BLACK, linewidth=0.5, zorder=4, label="picked"
             )
@@ -102,7 +102,9 @@ def draw_front(
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("MACs of one image, millions" if facts.counts_macs else f"{scale.name}, {scale.suffix}")
+    axes.set_xlabel(
+        "MACs of one image, millions" if facts.counts_macs else f"{scale.name}, {scale.suffix}".rstrip(", ")
+    )
     axes.set_ylabel("validation accuracy, %")
     axes.grid(color="#EEEEEE")
     axes.set_axisbelow(True)
@@ -125,8 +127,9 @@ def draw_fronts(fronts: Mapping[str, Mapping[str, Any]]) -> Figure:
         accuracies = [100 * point["accuracy"] for point in found["points"][::-1]]
         axes.plot(speedups, accuracies, color=color, marker=marker, markersize=5, drawstyle="steps-pre", label=study)
         axes.axhline(100 * found["dense"]["accuracy"], color=color, linestyle=":", linewidth=1)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
+    if any(found["points"] for found in fronts.values()):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
     axes.xaxis.set_major_formatter("{x:g}x")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("speedup, in what each study counts")

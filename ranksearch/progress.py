@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
@@ -17,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Standing:
+class RunState:
     """How far a run is.
 
     Attributes:
@@ -44,9 +43,9 @@ class Standing:
 
 
 class View(Protocol):
-    """Where a standing is shown."""
+    """Where a state is shown."""
 
-    def show(self, standing: Standing) -> None:
+    def show(self, state: RunState) -> None:
         """Show it."""
         ...
 
@@ -56,40 +55,38 @@ class Progress:
 
     def __init__(self, view: View | None = None) -> None:
         self._view = view
-        self._standing = Standing()
-        self._start, self._batch, self._before, self._finishing = 0.0, 0, 0, 0
+        self._state = RunState()
+        self._start, self._batch, self._finishing = 0.0, 0, 0
+        self._before: int | None = None  # steps or trials that were over when the stage began
 
-    @contextmanager
-    def stage(self, name: str, total: int = 0, batch_size: int = 0) -> Iterator[None]:
-        """A stage inside the block.
+    def stage(self, name: str, total: int = 0, batch_size: int = 0) -> None:
+        """A stage begins.
 
         Args:
             name: of the stage.
             total: steps of it; 0 where they are not counted.
             batch_size: images that each of them trains on.
         """
-        known = self._standing
-        self._standing = Standing(name, total=total, facts=known.facts, records=known.records)
-        self._start, self._batch = time.perf_counter(), batch_size
+        known = self._state
+        self._state = RunState(name, total=total, facts=known.facts, records=known.records)
+        self._start, self._batch, self._before = time.perf_counter(), batch_size, None
         self._show()
-        yield
 
     def step(self, step: int, loss: float) -> None:
         """One training step of the stage is over."""
-        standing = self._standing
-        taken = time.perf_counter() - self._start
-        standing.done, standing.said = step, f"loss {loss:.3f}"
-        standing.images_per_second = step * self._batch / taken
-        standing.seconds_left = taken / step * (standing.total - step)
+        state = self._state
+        if self._before is None:  # not none, where a training goes on
+            self._before = step - 1
+        new, taken = step - self._before, time.perf_counter() - self._start
+        state.done, state.said = step, f"loss {loss:.3f}"
+        state.images_per_second = new * self._batch / taken
+        state.seconds_left = taken / new * (state.total - step)
         self._show()
-        if step == standing.total or step % max(1, standing.total // 5) == 0:
-            log.info("%s: step %d of %d, loss %.3f", standing.stage, step, standing.total, loss)
+        if step == state.total or step % max(1, state.total // 5) == 0:
+            log.info("%s: step %d of %d, loss %.3f", state.stage, step, state.total, loss)
 
-    @contextmanager
-    def trials(
-        self, facts: StudyFacts, records: Sequence[TrialRecord], batch_size: int, finishing_steps: int
-    ) -> Iterator[None]:
-        """The trials inside the block.
+    def trials(self, facts: StudyFacts, records: Sequence[TrialRecord], batch_size: int, finishing_steps: int) -> None:
+        """The trials begin.
 
         Args:
             facts: of the study.
@@ -98,10 +95,9 @@ class Progress:
             finishing_steps: of fine-tuning that come after the last trial.
         """
         done = sum(record.finished for record in records)
-        self._standing = Standing("search", done, facts.trials, "trials", facts=facts, records=records)
+        self._state = RunState("search", done, facts.trials, "trials", facts=facts, records=records)
         self._start, self._batch, self._before, self._finishing = time.perf_counter(), batch_size, done, finishing_steps
         self._show()
-        yield
 
     def trial(self, record: TrialRecord, records: Sequence[TrialRecord]) -> None:
         """One trial is over.
@@ -110,38 +106,38 @@ class Progress:
             record: of the trial.
             records: all trials, those of other processes too.
         """
-        standing = self._standing
-        standing.records, standing.done = records, sum(other.finished for other in records)
-        new = max(standing.done - self._before, 1)  # other processes' as well: they shorten what is left
-        left = (time.perf_counter() - self._start) / new * max(0, standing.total - standing.done)
-        standing.seconds_left = left + self._finishing * self._seconds_of_a_step()
+        state = self._state
+        state.records, state.done = records, sum(other.finished for other in records)
+        new = max(state.done - (self._before or 0), 1)  # other processes' as well: they shorten what is left
+        left = (time.perf_counter() - self._start) / new * max(0, state.total - state.done)
+        state.seconds_left = left + self._finishing * self._seconds_of_a_step()
         if record.result is not None and (tuning := record.result.seconds.get("fine_tune")):
-            assert standing.facts is not None
-            standing.images_per_second = standing.facts.fine_tune_steps * self._batch / tuning
+            assert state.facts is not None
+            state.images_per_second = state.facts.fine_tune_steps * self._batch / tuning
         self._show()
         best = max((other for other in records if other.feasible), key=_rank, default=None)
         log.info(
             "trial %d (%d of %d): %s in %.1f s; best %s; %d s left",
             record.number,
-            standing.done,
-            standing.total,
+            state.done,
+            state.total,
             _describe(record) if record.result is not None else f"{record.state.lower()}: {record.reason}",
             record.seconds,
             "none" if best is None else f"{_describe(best)} (trial {best.number})",
-            round(standing.seconds_left),
+            round(state.seconds_left),
         )
 
     def _seconds_of_a_step(self) -> float:
         """Of fine-tuning, by the trials so far; 0 where they have none."""
-        facts = self._standing.facts
+        facts = self._state.facts
         if facts is None or not facts.fine_tune_steps:
             return 0.0
-        known = [record.result.seconds.get("fine_tune", 0.0) for record in self._standing.records if record.result]
+        known = [record.result.seconds.get("fine_tune", 0.0) for record in self._state.records if record.result]
         return median(known) / facts.fine_tune_steps if known else 0.0
 
     def _show(self) -> None:
         if self._view is not None:
-            self._view.show(self._standing)
+            self._view.show(self._state)
 
 
 def _rank(record: TrialRecord) -> tuple[float, int]:

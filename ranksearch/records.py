@@ -48,6 +48,13 @@ class TrialRecord:
         """Whether it came to an end of its own; what was interrupted, killed or drawn twice does not count."""
         return _is_finished(self.state, self.reason)
 
+    @property
+    def outcome(self) -> str:
+        """How it ended, for people; nothing where it did not."""
+        if self.state == "FAIL" and not self.finished:
+            return "interrupted"
+        return {"COMPLETE": "completed", "PRUNED": "given up", "FAIL": "failed"}.get(self.state, "")
+
 
 @dataclass(frozen=True)
 class FrontPoint:

@@ -80,10 +80,10 @@ class StudySettings:
         return [self.name] if isinstance(self.name, str) else list(dict.fromkeys(map(str, self.name or [])))
 
 
-def study_folder(name: str | Sequence[str]) -> str:
+def study_folder(name: object) -> str:
     """The folder of a study, or of several compared, below that of all outputs."""
-    if isinstance(name, str):
-        return name
+    if isinstance(name, str) or not isinstance(name, Sequence):
+        return str(name)
     whole = "+".join(map(str, name))
     return whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}~{sha256(whole.encode()).hexdigest()[:8]}"
 

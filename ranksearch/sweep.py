@@ -10,7 +10,8 @@ from typing import Any
 
 from ranksearch.files import write_csv, write_json
 from ranksearch.pictures import draw_fronts, write_picture
-from ranksearch.review.comparison import SPEEDUPS, best_at, write_comparison
+from ranksearch.review.comparison import best_said, write_comparison
+from ranksearch.review.plans import SPEEDUPS
 
 OUTCOME = "job.json"
 COLUMNS = (
@@ -106,7 +107,7 @@ def write_sweep(folder: Path, outcomes: Sequence[JobOutcome]) -> list[tuple[str,
     for outcome, settings in zip(outcomes, apart(outcomes), strict=True):
         front = outcome.front()
         cells += _csv_rows(outcome, settings, front)
-        if front is not None:
+        if front is not None and not outcome.reason:  # one of an earlier run may still lie there
             fronts.setdefault(outcome.study, front)
         rows.append(_row(outcome, settings, front))
     write_csv(folder / "sweep.csv", COLUMNS, cells)
@@ -139,6 +140,12 @@ def _csv_rows(outcome: JobOutcome, settings: str, front: Mapping[str, Any] | Non
 
 def _row(outcome: JobOutcome, settings: str, front: Mapping[str, Any] | None) -> tuple[str, ...]:
     if front is None or outcome.reason:
-        return (str(outcome.number), outcome.study, "failed", *[""] * len(SPEEDUPS), settings)
-    best = [best_at(front, speedup) for speedup in SPEEDUPS]
+        return (
+            str(outcome.number),
+            outcome.study,
+            "failed" if outcome.reason else "-",
+            *[""] * len(SPEEDUPS),
+            settings,
+        )
+    best = [best_said(front, speedup) for speedup in SPEEDUPS]
     return (str(outcome.number), outcome.study, f"{front['dense']['accuracy']:.2%}", *best, settings)

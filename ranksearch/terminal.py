@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO, cast
@@ -19,7 +20,8 @@ from rich.text import Text
 
 from ranksearch import progress
 from ranksearch.facts import StudyFacts
-from ranksearch.progress import Progress, Standing
+from ranksearch.palette import SPEEDUP_TICKS
+from ranksearch.progress import Progress, RunState
 from ranksearch.records import front
 from ranksearch.review.plans import best_at, completed
 
@@ -29,14 +31,19 @@ SPEEDUPS = (2.0, 4.0)
 
 
 class LiveView:
-    """Shows a standing in place, over and over."""
+    """What is shown in place, over and over: the last state that it was given."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._state = RunState()
 
-    def show(self, standing: Standing) -> None:
-        """See `progress.View`."""
-        self._live.update(render(standing, self._live.console))
+    def show(self, state: RunState) -> None:
+        """See `progress.View`; costs nothing, for steps may be many a second."""
+        self._state = state
+
+    def __call__(self) -> RenderableType:
+        """Lay it out, as often as the terminal is written to."""
+        return render(self._state, self._console)
 
 
 @contextmanager
@@ -50,8 +57,9 @@ def watched(live: bool = True) -> Iterator[Progress]:
         yield Progress()
         return
     console = Console(stderr=True)
-    with Live(console=console, refresh_per_second=4, transient=True) as view, _beside(console):
-        yield Progress(LiveView(view))
+    view = LiveView(console)
+    with Live(console=console, get_renderable=view, refresh_per_second=4, transient=True), _beside(console):
+        yield Progress(view)
 
 
 @contextmanager
@@ -78,22 +86,22 @@ def _beside(console: Console) -> Iterator[None]:
                 handler.setStream(stream)
 
 
-def render(standing: Standing, console: Console) -> RenderableType:
-    """Lay a standing out for a terminal."""
+def render(state: RunState, console: Console) -> RenderableType:
+    """Lay a state out for a terminal."""
     width = min(console.width, WIDEST)
     bar = Table.grid(padding=(0, 1))
-    of = f" of {standing.total}" if standing.total else ""
-    counted = f"{standing.done}{of} {standing.unit}" if standing.total else ""
-    left = "" if standing.seconds_left is None else f"{_clock(standing.seconds_left)} left"
+    of = f" of {state.total}" if state.total else ""
+    counted = f"{state.done}{of} {state.unit}" if state.total else ""
+    left = "" if state.seconds_left is None else f"{_clock(state.seconds_left)} left"
     bar.add_row(
-        Text(standing.stage, "bold"),
-        ProgressBar(standing.total or None, standing.done, width=max(10, width - 60), pulse=not standing.total),
+        Text(state.stage, "bold"),
+        ProgressBar(state.total or None, state.done, width=max(10, width - 60), pulse=not state.total),
         counted,
         left,
-        standing.said,
+        state.said,
     )
     parts: list[RenderableType] = [bar]
-    facts, records = standing.facts, standing.records
+    facts, records = state.facts, state.records
     said = []
     if facts is not None:
         points = front(records)
@@ -101,19 +109,19 @@ def render(standing: Standing, console: Console) -> RenderableType:
         for speedup in SPEEDUPS:
             best = best_at(points, speedup)
             said.append(f"best at {speedup:g}x {'-' if best is None else f'{best.result.accuracy:.2%}'}")
-        given_up, failed = (sum(record.state == state for record in records) for state in ("PRUNED", "FAIL"))
-        said += [f"{given_up} given up", f"{failed} failed"]
-    if standing.images_per_second:
-        said.append(f"{standing.images_per_second:,.0f} images/s")
+        outcomes = Counter(record.outcome for record in records)
+        said += [f"{outcomes[what]} {what}" for what in ("given up", "failed")]
+    if state.images_per_second:
+        said.append(f"{state.images_per_second:,.0f} images/s")
     parts.append(Text(" · ".join(said)))
     if facts is not None and completed(records) and console.height > CHART + 8:
-        parts.append(Text.from_ansi(_chart(standing, facts, width)))
+        parts.append(Text.from_ansi(_chart(state, facts, width)))
     return Group(*parts)
 
 
-def _chart(standing: Standing, facts: StudyFacts, width: int) -> str:
+def _chart(state: RunState, facts: StudyFacts, width: int) -> str:
     """The trials and their front: validation accuracy over speedup."""
-    done, points = completed(standing.records), front(standing.records)
+    done, points = completed(state.records), front(state.records)
     plotext.clear_figure()
     plotext.plotsize(width, CHART)
     plotext.theme("clear")
@@ -124,7 +132,7 @@ def _chart(standing: Standing, facts: StudyFacts, width: int) -> str:
     plotext.plot(*map(list, zip(*best, strict=True)), marker="braille", color="blue")
     plotext.scatter([1.0], [100 * facts.accuracy], marker="x", color="green")
     fastest = max(speedup for speedup, _ in trials)
-    ticks = [tick for tick in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32) if tick <= fastest]
+    ticks = [tick for tick in SPEEDUP_TICKS if tick <= fastest]
     plotext.xticks(ticks, [f"{tick:g}x" for tick in ticks])
     plotext.title("validation accuracy, %, over speedup")
     return str(plotext.build())

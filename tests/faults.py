@@ -91,7 +91,7 @@ def work(problem: Problem, where: str, folder: Path, number: int, n_trials: int)
 
 def write(problem: Problem, study: Study, folder: Path) -> None:
     records = read_trials(study)
-    facts = StudyFacts.of(problem, "", "resnet8", "digits", trials=0)
+    facts = StudyFacts.of(problem, "", "resnet8", "digits", speedup=1.5, trials=0)
     write_trials(folder / "trials.csv", facts, records)
     write_json(folder / "front.json", front_content("s", facts, front(records)))
 

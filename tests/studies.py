@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from optuna.storages import BaseStorage
 
 from ranksearch.facts import StudyFacts, keep_facts
 from ranksearch.guided import GuidedSampler
+from ranksearch.plan import LayerSpec
 from ranksearch.problem import Problem
 from ranksearch.records import TrialRecord, read_trials
 from ranksearch.review.dashboard import Shown
@@ -42,13 +44,35 @@ class Searched:
         return self.outputs / self.name
 
 
+def invented_facts(names: Iterable[str], fine_tune_steps: int = 0, trials: int = 9) -> StudyFacts:
+    """Of a network that costs 100, with layers alike."""
+    layers = tuple(LayerSpec(name, "conv2d", 8, 8, 4, (3, 3)) for name in names)
+    return StudyFacts(
+        "python -m ranksearch",
+        "m",
+        "d",
+        (3, 8, 8),
+        layers,
+        0.9,
+        100,
+        100,
+        10,
+        "MACs",
+        2.0,
+        50,
+        fine_tune_steps,
+        0,
+        trials,
+    )
+
+
 def search_small(problem: Problem, outputs: Path, storage: BaseStorage, trials: int = 5) -> Searched:
     """Search without any fine-tuning, as the command line does."""
     name = "small"
     problem = replace(problem, recipe=replace(problem.recipe, steps=0))  # type: ignore[type-var]
     study = open_study(name, storage, {"seed": 0})
     settings = StudySettings(name, trials, 3)
-    facts = StudyFacts.of(problem, COMMAND, "resnet8", "digits", trials)
+    facts = StudyFacts.of(problem, COMMAND, "resnet8", "digits", 1.5, trials)
     keep_facts(study, facts)
     shown = Shown(study, facts, outputs / name, outputs)
     queue_closed_form(study, problem, settings)

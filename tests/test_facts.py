@@ -16,7 +16,7 @@ from ranksearch.problem import Problem
 
 @pytest.fixture(scope="module")
 def facts(base_problem: Problem) -> StudyFacts:
-    return StudyFacts.of(base_problem, "python -m ranksearch", "resnet8", "digits", 24)
+    return StudyFacts.of(base_problem, "python -m ranksearch", "resnet8", "digits", 1.5, 24)
 
 
 def test_what_is_kept_is_what_is_read(facts: StudyFacts) -> None:

@@ -8,19 +8,15 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from studies import invented_facts
 
-from ranksearch.facts import StudyFacts
 from ranksearch.importance import by_stage, importance
-from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
+from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.records import TrialRecord
 from ranksearch.trial import TrialResult
 
 NAMES = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1)]
-FACTS = StudyFacts(
-    command="", model="m", dataset="d", input_shape=(3, 8, 8),
-    layers=tuple(LayerSpec(name, "conv2d", 8, 8, 4, (3, 3)) for name in NAMES),
-    accuracy=0.9, cost=100, macs=100, params=10, unit="MACs", budget=50, fine_tune_steps=0, seed=0, trials=9,
-)  # fmt: skip
+FACTS = invented_facts(NAMES)
 Errors = dict[str, float]
 
 

@@ -16,8 +16,8 @@ from hydra.utils import instantiate
 from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from ranksearch.afterwards import NOT_OF_THE_BUILDER
 from ranksearch.app import register_schemas
+from ranksearch.config import NOT_OF_THE_BUILDER
 from ranksearch.cost import count_macs, count_params
 from ranksearch.errors import UserError
 from ranksearch.image_folders import central_crop

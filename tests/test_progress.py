@@ -5,34 +5,31 @@ from __future__ import annotations
 import io
 import logging
 import re
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from studies import invented_facts
 
-from ranksearch.facts import StudyFacts
-from ranksearch.plan import LayerSpec, RankPlan
-from ranksearch.progress import Progress, Standing
+from ranksearch.plan import RankPlan
+from ranksearch.progress import Progress, RunState
 from ranksearch.records import TrialRecord
-from ranksearch.terminal import render
+from ranksearch.terminal import render, watched
 from ranksearch.trial import TrialResult
 
-FACTS = StudyFacts(
-    command="", model="m", dataset="d", input_shape=(3, 8, 8),
-    layers=tuple(LayerSpec(name, "conv2d", 8, 8, 4, (3, 3)) for name in "abc"),
-    accuracy=0.9, cost=100, macs=100, params=10, unit="MACs", budget=50, fine_tune_steps=30, seed=0, trials=40,
-)  # fmt: skip
+FACTS = invented_facts("abc", fine_tune_steps=30, trials=40)
 
 
 class Seen:
     """Keeps what it is shown."""
 
     def __init__(self) -> None:
-        self.last = Standing()
+        self.last = RunState()
 
-    def show(self, standing: Standing) -> None:
-        self.last = standing
+    def show(self, state: RunState) -> None:
+        self.last = state
 
 
 def record(number: int, cost: int = 40, accuracy: float = 0.8, tuning: float = 3.0) -> TrialRecord:
@@ -52,21 +49,22 @@ def test_the_time_left_is_right_from_the_third_trial_on(workers: int, seconds: f
         rounds = [lengths[start : start + workers] for start in range(0, 36, workers)]
         finishing = 200 * seconds * 0.6 / 30
         ends = [max(lengths) for lengths in rounds]
-        with progress.trials(FACTS, known, batch_size=64, finishing_steps=200):
-            for index, together in enumerate(rounds):
-                clock[0] += ends[index]
-                known = known + [record(len(known) + n, tuning=seconds * 0.6) for n in range(len(together))]
-                progress.trial(known[-1], known)
-                left = sum(ends[index + 1 :]) + finishing
-                if len(known) >= 4 + 3:
-                    assert seen.last.seconds_left is not None
-                    assert left / 2 <= seen.last.seconds_left <= left * 2
+        progress.trials(FACTS, known, batch_size=64, finishing_steps=200)
+        for index, together in enumerate(rounds):
+            clock[0] += ends[index]
+            known = known + [record(len(known) + n, tuning=seconds * 0.6) for n in range(len(together))]
+            progress.trial(known[-1], known)
+            left = sum(ends[index + 1 :]) + finishing
+            if len(known) >= 4 + 3:
+                assert seen.last.seconds_left is not None
+                assert left / 2 <= seen.last.seconds_left <= left * 2
 
 
 def test_a_line_a_trial_says_how_it_went(caplog: pytest.LogCaptureFixture) -> None:
     progress, trials = Progress(), [record(0), record(1, cost=20, accuracy=0.7)]
     failed = TrialRecord(2, "PRUNED", False, False, None, "well behind trial 0", 1.0)
-    with caplog.at_level(logging.INFO), progress.trials(FACTS, [], 64, 0):
+    progress.trials(FACTS, [], 64, 0)
+    with caplog.at_level(logging.INFO):
         progress.trial(trials[0], trials[:1])
         progress.trial(trials[1], trials)
         progress.trial(failed, [*trials, failed])
@@ -78,24 +76,24 @@ def test_a_line_a_trial_says_how_it_went(caplog: pytest.LogCaptureFixture) -> No
     assert re.match(r"trial 2 \(3 of 40\): pruned: well behind trial 0 in 1.0 s; best 80.00%", third)
 
 
-def shown(standing: Standing, monkeypatch: pytest.MonkeyPatch, no_color: bool = False, height: int = 40) -> str:
+def shown(state: RunState, monkeypatch: pytest.MonkeyPatch, no_color: bool = False, height: int = 40) -> str:
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=100, height=height)
-    console.print(render(standing, console))
+    console.print(render(state, console))
     return text.getvalue()
 
 
-def standing() -> Standing:
+def state() -> RunState:
     trials = [record(0), record(1, cost=20, accuracy=0.7), TrialRecord(2, "FAIL", False, False, None, "diverged", 1.0)]
-    return Standing("search", 3, 40, "trials", "", 1234.5, 200.0, FACTS, trials)
+    return RunState("search", 3, 40, "trials", "", 1234.5, 200.0, FACTS, trials)
 
 
 def test_the_live_view_says_all_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown(standing(), monkeypatch))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown(state(), monkeypatch))
     for said in (
         "search", "3 of 40 trials", "3:20 left", "dense 90.00%", "best at 2x 80.00%", "best at 4x 70.00%", "0 given up",
         "1 failed", "1,234 images/s", "validation accuracy, %, over speedup",
@@ -106,13 +104,52 @@ def test_the_live_view_says_all_that_matters(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_colours_are_left_out_where_they_are_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     colours = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7]|38;[0-9;]*)m")
-    assert colours.search(shown(standing(), monkeypatch))
-    assert not colours.search(shown(standing(), monkeypatch, no_color=True))
+    assert colours.search(shown(state(), monkeypatch))
+    assert not colours.search(shown(state(), monkeypatch, no_color=True))
 
 
 def test_a_low_terminal_gets_no_chart(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(shown(standing(), monkeypatch, height=12).splitlines()) < 6
+    assert len(shown(state(), monkeypatch, height=12).splitlines()) < 6
 
 
 def test_a_stage_without_steps_says_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "calibration" in shown(Standing("calibration"), monkeypatch)
+    assert "calibration" in shown(RunState("calibration"), monkeypatch)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("live", "term", "level", "view", "line"),
+    [
+        (True, "xterm", logging.INFO, True, False),
+        (True, "xterm", logging.DEBUG, True, True),  # as hydra.verbose=true sets it
+        (True, "dumb", logging.INFO, False, True),
+        (False, "xterm", logging.INFO, False, True),
+    ],
+)
+def test_in_a_terminal_the_view_takes_the_place_of_lines_about_trials(
+    live: bool, term: str, level: int, view: bool, line: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal, file = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("COLUMNS", "100")
+    root = logging.getLogger()
+    handlers = [logging.StreamHandler(terminal), logging.StreamHandler(file)]
+    monkeypatch.setattr(root, "handlers", handlers)
+    monkeypatch.setattr(root, "level", level)
+    root.manager._clear_cache()  # type: ignore[attr-defined]
+    with watched(live) as progress:
+        progress.trials(FACTS, [], 64, 0)
+        progress.trial(record(0), [record(0)])
+        logging.getLogger("ranksearch.job").info("something else")
+    root.manager._clear_cache()  # type: ignore[attr-defined]
+    shown = terminal.getvalue()
+    assert ("best at 2x 80.00%" in shown) == view
+    assert ("trial 0 (1 of 40)" in shown) == line
+    assert "something else" in shown
+    assert "trial 0 (1 of 40)" in file.getvalue()
+    assert handlers[0].stream is terminal

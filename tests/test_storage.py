@@ -17,7 +17,7 @@ from servers import STORAGES, Server
 
 from ranksearch.errors import UserError
 from ranksearch.records import CLOSED_FORM
-from ranksearch.storage import journal, rdb, sqlite
+from ranksearch.storage import holds_password, journal, rdb, sqlite
 from ranksearch.storage.database import Database
 from ranksearch.storage.journal import Journal
 from ranksearch.storage.stale import RETRIES, Watch, wait_for_others
@@ -242,3 +242,20 @@ def test_a_server_that_goes_away_is_waited_for(
     later.join()
     assert [trial.values for trial in study.get_trials()] == [[0.5, 3.0], [0.6, 2.0]]
     assert re.search("database is away: waiting", caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("url", "holds"),
+    [
+        ("postgresql+psycopg://me:secret@host/db", True),
+        ("postgresql+psycopg://me:p$w@host/db", True),
+        ("postgresql://host/db?user=me&password=secret", True),
+        ("postgresql://me:a/b@host/db", True),
+        ("mysql+pymysql://me@host/db", False),
+        ("postgresql://me:${oc.env:PASSWORD}@host/db", False),
+        ("${oc.env:RANKSEARCH_STORAGE}", False),
+        ("sqlite:///outputs/ranksearch.db", False),
+    ],
+)
+def test_a_password_is_found_wherever_an_address_may_hold_one(url: str, holds: bool) -> None:
+    assert holds_password(url) == holds

@@ -179,7 +179,7 @@ def _corrected(layer: Layer, statistics: LayerStatistics, inputs: Tensor, target
     missed -= shift[:, None, None] if isinstance(layer, nn.Conv2d) else shift
     covariance = statistics.all.covariance.double()
     level = RIDGE * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
-    covariance += level[:, None, None] * torch.eye(covariance.shape[1], dtype=torch.float64)
+    covariance.diagonal(dim1=1, dim2=2).add_(level[:, None])
     change = solve_symmetric(covariance, (_products(layer, inputs, missed) / count).mT).mT
     bias = shift.cpu().double() - torch.einsum("goi,gi->go", change, statistics.mean).flatten()
     if layer.bias is not None:
@@ -197,9 +197,12 @@ def _products(layer: Layer, inputs: Tensor, missed: Tensor) -> Tensor:
     """Sum of products of outputs of no mean with inputs, `[groups, out / groups, fan_in]`, float64."""
     # As the outputs have no mean, a constant off the inputs, borders and all, changes nothing but the rounding.
     centre = at_least_float32(as_rows(inputs, layer).mean(0))
+    sums = torch.zeros((), device=inputs.device)
     if isinstance(layer, nn.Linear):
-        return (as_rows(missed, layer).mT @ (as_rows(inputs, layer) - centre)).cpu().double()[None]
-    taps, sums = Taps.of(layer), torch.zeros((), device=inputs.device)
+        for some, theirs in _in_parts(inputs, missed):
+            sums = sums + as_rows(theirs, layer).mT @ (as_rows(some, layer) - centre)
+        return sums.cpu().double()[None]
+    taps = Taps.of(layer)
     for images, theirs in _in_parts(inputs, missed):
         padded = taps.with_all_padding(at_least_float32(images)) - centre[:, None, None]
         # Such a sum over positions is what the gradient of a convolution's weight is.

@@ -10,12 +10,12 @@ from ranksearch.cost import scale_of
 from ranksearch.records import hypervolume
 from ranksearch.review.figures import fronts_figure
 from ranksearch.review.page import write_page
+from ranksearch.review.plans import SPEEDUPS
 
-SPEEDUPS = (1.5, 2.0, 3.0, 4.0)
 Front = Mapping[str, Any]  # what a study's `front.json` holds
 
 
-def best_at(front: Front, speedup: float) -> str:
+def best_said(front: Front, speedup: float) -> str:
     """The accuracy of a front's best point that is at least so fast, as text."""
     fast = [point["accuracy"] for point in front["points"] if point["speedup"] >= speedup]
     return f"{max(fast):.2%}" if fast else "-"
@@ -31,7 +31,7 @@ def comparison_rows(fronts: Mapping[str, Front]) -> list[tuple[str, ...]]:
     """A header and a row per study: the dense network, the best at fixed speedups, the hypervolume."""
     rows = [("study", "counts", "dense", *(f"at {speedup:g}x" for speedup in SPEEDUPS), "hypervolume")]
     for study, front in fronts.items():
-        best = [best_at(front, speedup) for speedup in SPEEDUPS]
+        best = [best_said(front, speedup) for speedup in SPEEDUPS]
         counted = scale_of(front["measured"]["cost"]).name
         rows.append((study, counted, f"{front['dense']['accuracy']:.2%}", *best, f"{front_volume(front):.4f}"))
     return rows

@@ -6,14 +6,17 @@ import logging
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from optuna import Study, Trial
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 
+from ranksearch.errors import first_line
 from ranksearch.facts import StudyFacts
-from ranksearch.records import read_trials
+from ranksearch.locks import first
+from ranksearch.records import TrialRecord, read_trials
 from ranksearch.review.figures import front_figure, heat_map, importance_figure, tuning_figure
 from ranksearch.review.note import write_note
 from ranksearch.review.plan_picture import draw_plan
@@ -21,6 +24,8 @@ from ranksearch.trial import TrialResult
 
 log = logging.getLogger(__name__)
 
+# What a person writes above it stays.
+HEADING = "## ranksearch\n\n*Notes of your own are kept above this heading; all below it is refreshed.*\n\n"
 # Of the time that a process works on a study, the share that may go into the note and the figures.
 SHARE = 0.01
 # Id -> title, and what draws it.
@@ -82,23 +87,32 @@ class Shown:
 
     def refresh(self) -> None:
         """Refresh the page if there is anything new."""
-        self._refresh(more=1)
+        self._refresh(more=0)
 
     def _refresh(self, more: int) -> None:
-        from optuna_dashboard import save_note, save_plotly_graph_object
-
-        start = time.perf_counter()
-        records = read_trials(self._study)
+        start, records = time.perf_counter(), read_trials(self._study)
         done = sum(record.finished for record in records)
         if done < self._trials + more:
             return
-        try:
-            save_note(self._study, write_note(self._facts, records, self._report))
-            for name, (title, draw) in FIGURES.items():
-                figure = draw(self._facts, records).update_layout(title=title, margin={"t": 90})
-                save_plotly_graph_object(self._study, figure, graph_object_id=name)
-        except StorageInternalError as error:  # a look of the study, not the study
-            log.warning("the dashboard's page of the study could not be written: %s", str(error).splitlines()[0])
-            return
+        with first(self._report.with_name("page.lock")) as ours:
+            if not ours:  # pieces of two pages would mix
+                return
+            try:
+                self._write(records)
+            except StorageInternalError as error:  # a look of the study, not the study
+                log.warning("the dashboard's page of the study could not be written: %s", first_line(error))
+                return
         end = time.perf_counter()
         self._trials, self._again = done, end + (end - start) / SHARE
+
+    def _write(self, records: Sequence[TrialRecord]) -> None:
+        from optuna_dashboard import get_note, save_note, save_plotly_graph_object  # which takes a second to import
+
+        study, body = self._study, write_note(self._facts, records, self._report)
+        above, heading, known = get_note(study).rpartition(HEADING)
+        if heading and known == body:
+            return
+        save_note(study, f"{above if heading else known}{HEADING}{body}")
+        for name, (title, draw) in FIGURES.items():
+            figure = draw(self._facts, records).update_layout(title=title, margin={"t": 90})
+            save_plotly_graph_object(study, figure, graph_object_id=name)

@@ -11,21 +11,20 @@ import plotly.graph_objects as go
 from ranksearch.facts import StudyFacts, macs_under
 from ranksearch.importance import by_stage as sums_by_stage
 from ranksearch.importance import importance
-from ranksearch.palette import BLUE, DENSE, GREEN, GREY, ORANGE, SEVERAL, SKY
+from ranksearch.palette import BLUE, DENSE, GREEN, GREY, ORANGE, SEVERAL, SKY, SPEEDUP_TICKS
 from ranksearch.plan import LayerSpec
 from ranksearch.records import TrialRecord, front
 from ranksearch.review.plans import by_stage, completed, short
 
 # Pixels of a layer's row.
 ROW = 15
-SPEEDUPS = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 
 
 def _figure(height: int, x_title: str, y_title: str, **axes: Any) -> go.Figure:
     """An empty figure, without colours that would not go with a dark page."""
     plain = {"automargin": True, "zeroline": False}
     x, y = ({**plain, "title": title, **axes.pop(axis, {})} for axis, title in (("x", x_title), ("y", y_title)))
-    figure = go.Figure(layout={"template": None, "height": height, "xaxis": x, "yaxis": y, **axes})
+    figure = go.Figure(layout={"template": go.layout.Template(), "height": height, "xaxis": x, "yaxis": y, **axes})
     figure.update_layout(
         margin={"l": 50, "r": 20, "t": 30, "b": 45},
         paper_bgcolor="rgba(0,0,0,0)",
@@ -39,8 +38,8 @@ def _figure(height: int, x_title: str, y_title: str, **axes: Any) -> go.Figure:
 def front_figure(facts: StudyFacts, records: Sequence[TrialRecord], picked: int | None = None) -> go.Figure:
     """Validation accuracy against speedup: every trial, the front, the dense network, the budget, the picked trial."""
     done, counted = completed(records), facts.scale.name
-    shown = [facts.cost / result.cost for _, result in done] + [1.0, facts.constraint]
-    ticks = [tick for tick in SPEEDUPS if tick <= 1.1 * max(shown)]
+    shown = [facts.cost / result.cost for _, result in done] + [1.0, facts.speedup]
+    ticks = [tick for tick in SPEEDUP_TICKS if tick <= 1.1 * max(shown)]
     x = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}x" for tick in ticks]}
     figure = _figure(420, f"speedup in {counted}", "validation accuracy, %", x=x)
     for closed_form, symbol, label in ((True, "diamond", "closed form"), (False, "circle", "sampler")):
@@ -74,19 +73,19 @@ def front_figure(facts: StudyFacts, records: Sequence[TrialRecord], picked: int 
         hovertemplate="dense: %{y:.2f} %<extra></extra>",
         name=DENSE,
     )
-    for point in points:
-        if point.number == picked:
+    for record, result in done:
+        if record.number == picked:
             figure.add_scatter(
-                x=[facts.cost / point.result.cost],
-                y=[100 * point.result.accuracy],
+                x=[facts.cost / result.cost],
+                y=[100 * result.accuracy],
                 mode="markers",
                 marker={"symbol": "star", "size": 16, "color": ORANGE},
                 hoverinfo="skip",
                 name="picked",
             )
-    figure.add_vline(x=facts.constraint, line={"color": GREEN, "dash": "dash", "width": 1})
-    said = {"text": f"budget {facts.constraint:g}x", "showarrow": False, "yref": "paper", "y": 0.02, "xanchor": "left"}
-    figure.add_annotation(x=log10(facts.constraint), **said)  # as logarithmic axes want it, but for lines
+    figure.add_vline(x=facts.speedup, line={"color": GREEN, "dash": "dash", "width": 1})
+    said = {"text": f"budget {facts.speedup:g}x", "showarrow": False, "yref": "paper", "y": 0.02, "xanchor": "left"}
+    figure.add_annotation(x=log10(facts.speedup), **said)  # as logarithmic axes want it, but for lines
     return figure
 
 
@@ -99,7 +98,7 @@ def heat_map(facts: StudyFacts, records: Sequence[TrialRecord]) -> go.Figure:
         kept.append([round(macs_under(layer, choice) / layer.dense_macs, 3) for choice in choices])
         said.append([short(choice) for choice in choices])
     x = {"type": "category", "tickangle": -90, "tickfont": {"size": 9}, "nticks": 60}
-    y = {"autorange": "reversed", "tickfont": {"size": 10}, "dtick": 1}
+    y = {"autorange": "reversed", "tickfont": {"size": 10}, "dtick": 1, "type": "category"}
     figure = _figure(120 + ROW * len(facts.layers), "trial, by rising speedup", "", x=x, y=y)
     figure.add_heatmap(
         z=kept,
@@ -199,7 +198,7 @@ def fronts_figure(fronts: Mapping[str, Mapping[str, Any]], counted: str) -> go.F
         counted: what the speedups are in.
     """
     speedups = [point["speedup"] for front in fronts.values() for point in front["points"]] or [1.0]
-    ticks = [tick for tick in SPEEDUPS if tick <= 1.1 * max(speedups)]
+    ticks = [tick for tick in SPEEDUP_TICKS if tick <= 1.1 * max(speedups)]
     x = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}x" for tick in ticks]}
     figure = _figure(460, f"speedup in {counted}", "validation accuracy, %", x=x)
     for index, (study, found) in enumerate(fronts.items()):

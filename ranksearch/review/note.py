@@ -25,17 +25,18 @@ def write_note(facts: StudyFacts, records: Sequence[TrialRecord], report: Path) 
     points, scale = front(records), facts.scale
     done = sum(record.finished for record in records)
     lines = [
-        f"**Goal:** {facts.model} on {facts.dataset}, at least {facts.constraint:g}x faster in {scale.name}, as "
+        f"**Goal:** {facts.model} on {facts.dataset}, at least {facts.speedup:g}x faster in {scale.name}, as "
         f"accurate as can be. {done} of {facts.trials} trials are finished.",
         "",
         "```bash",
         facts.command,
         "```",
         "",
-        f"**Dense:** {facts.accuracy:.2%} on the validation split, {scale.said(facts.cost)} {scale.name}, "
+        f"**Dense:** {facts.accuracy:.2%} on the validation split, {facts.cost_said(facts.cost)}, "
         f"{facts.params / 1e6:.3f} M params.",
         "",
-        f"**The closed form** gives, before any search: {_closed_form(facts, records)}.",
+        f"**The closed form** gives, before any search: {_closed_form(facts, records)}; the figures are those after "
+        "fine-tuning.",
         "",
         f"**The front**, validation accuracy after {facts.fine_tune_steps} steps of fine-tuning:",
         "",

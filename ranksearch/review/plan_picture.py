@@ -32,10 +32,12 @@ def draw_plan(facts: StudyFacts, result: TrialResult, path: Path) -> None:
         pen.rectangle((across, MARGIN + ROW + 4, across + 9, MARGIN + ROW + 13), color)
         pen.text((across + 14, MARGIN + ROW + 2), scheme, BLACK, font=font)
         across += 90
-    unit = (WIDTH - NAMES - 90) / max(layer.out_size for layer in layers)
-    for row, layer in enumerate(layers):
-        top, choice = 2 * ROW + 2 * MARGIN + ROW * row, result.plan.layers.get(layer.name)
-        size, scheme = (layer.out_size, DENSE) if choice is None else (choice.latent_size, choice.scheme)
+    plan = result.plan.layers
+    sizes = [plan[layer.name].latent_size if layer.name in plan else layer.out_size for layer in layers]
+    unit = (WIDTH - NAMES - 90) / max(*sizes, *(layer.out_size for layer in layers))
+    for row, (layer, size) in enumerate(zip(layers, sizes, strict=True)):
+        top, choice = 2 * ROW + 2 * MARGIN + ROW * row, plan.get(layer.name)
+        scheme = DENSE if choice is None else choice.scheme
         pen.text((MARGIN, top), layer.name[-40:], BLACK, font=font)
         pen.rectangle((NAMES, top + 2, NAMES + unit * layer.out_size, top + ROW - 4), "#E8E8E8")
         pen.rectangle((NAMES, top + 4, NAMES + max(unit * size, 1), top + ROW - 6), SCHEME_COLORS[scheme])

@@ -11,6 +11,9 @@ from ranksearch.plan import SCHEMES, LayerChoice, RankPlan
 from ranksearch.records import FrontPoint, TrialRecord
 from ranksearch.trial import TrialResult
 
+# At which studies are told apart.
+SPEEDUPS = (1.5, 2.0, 3.0, 4.0)
+
 
 def by_scheme(plan: RankPlan) -> str:
     """How many layers have each scheme."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from ranksearch.review.figures import (
     tuning_figure,
 )
 from ranksearch.review.page import write_page
-from ranksearch.review.plans import best_at, by_scheme, completed
+from ranksearch.review.plans import SPEEDUPS, best_at, by_scheme, completed
 from ranksearch.summary import cost_names, costs_said
 from ranksearch.trial import TrialResult
 
-CARDS = (1.5, 2.0, 3.0, 4.0)
+REASONS = 5  # how many are told of the trials that did not complete
 
 
 def write_report(
@@ -85,9 +86,10 @@ def write_report(
         selected=chosen,
         schemes=list(SCHEME_COLORS.items()),
         counts=_counts(records),
+        reasons=_reasons(records),
         front_rows=_front_rows(facts, points),
         clock_rows=_clock_rows(finalized),
-        clock_said=_clock_said(facts, finalized, run),
+        clock_said=_clock_said(facts, finalized),
         load_call=load_call,
         command=facts.command,
         notes=_notes(facts, finalized),
@@ -104,7 +106,7 @@ def _headline(facts: StudyFacts, points: Sequence[FrontPoint]) -> str:
     dense = f"the dense network has {facts.accuracy:.2%}"
     if not points:
         return f"No trial has completed yet; {dense}."
-    wanted = max(2.0, facts.constraint)
+    wanted = max(2.0, facts.speedup)
     best = best_at(points, wanted) or points[0]
     result = best.result
     reached = f"{wanted:g}x or more" if result.speedup >= wanted else f"{result.speedup:.2f}x"
@@ -125,7 +127,7 @@ def _finalized(facts: StudyFacts, finalized: Finalized) -> str:
 
 def _cards(facts: StudyFacts, points: Sequence[FrontPoint]) -> list[tuple[str, str]]:
     found = []
-    for speedup in CARDS:
+    for speedup in SPEEDUPS:
         best = best_at(points, speedup)
         found.append((f"at {speedup:g}x or more", "-" if best is None else f"{best.result.accuracy:.2%}"))
     return [("dense", f"{facts.accuracy:.2%}"), *found]
@@ -160,9 +162,14 @@ def _trial(facts: StudyFacts, record: TrialRecord, result: TrialResult) -> dict[
 
 
 def _counts(records: Sequence[TrialRecord]) -> str:
-    known = (("completed", "COMPLETE"), ("given up", "PRUNED"), ("failed", "FAIL"), ("under way", "RUNNING"))
-    counts = [(said, sum(record.state == state for record in records)) for said, state in known]
-    return "Trials: " + ", ".join(f"{count} {said}" for said, count in counts if count or said == "completed") + "."
+    known = {"RUNNING": "under way", "WAITING": "waiting"}
+    counts = Counter(record.outcome or known[record.state] for record in records)
+    return "Trials: " + (", ".join(f"{count} {said}" for said, count in counts.items()) or "none yet") + "."
+
+
+def _reasons(records: Sequence[TrialRecord]) -> list[str]:
+    """Why the last trials that did not complete did not."""
+    return [f"trial {record.number}: {record.reason}" for record in records if record.reason][-REASONS:]
 
 
 def _front_rows(facts: StudyFacts, points: Sequence[FrontPoint]) -> list[tuple[str, ...]]:
@@ -194,11 +201,14 @@ def _clock_rows(finalized: Finalized | None) -> list[tuple[str, ...]]:
     return rows
 
 
-def _clock_said(facts: StudyFacts, finalized: Finalized | None, run: Mapping[str, Any] | None) -> str:
+def _clock_said(facts: StudyFacts, finalized: Finalized | None) -> str:
     if finalized is None:
         return ""
-    where = f", on {in_words(run['device'])}" if run else ""
-    return f"Both networks by turns in one run{where}; in MACs it is {facts.macs / finalized.point.result.macs:.2f}x."
+    where, macs = finalized.timed_on, facts.macs / finalized.point.result.macs
+    return (
+        f"Both networks by turns in one run, in {where['dtype']}, on {in_words(where['device'])}; in MACs it is "
+        f"{macs:.2f}x."
+    )
 
 
 def _notes(facts: StudyFacts, finalized: Finalized | None) -> list[tuple[str, str]]:
@@ -207,7 +217,7 @@ def _notes(facts: StudyFacts, finalized: Finalized | None) -> list[tuple[str, st
         ("network and data", f"{facts.model} on {facts.dataset}"),
         ("trials", f"validation accuracy after {facts.fine_tune_steps} fine-tuning steps, seed {facts.seed}"),
         ("MACs", f"of one image of shape {list(facts.input_shape)}"),
-        ("constraint", f"a speedup of at least {facts.constraint:g} in {facts.scale.name}"),
+        ("constraint", f"a speedup of at least {facts.speedup:g} in {facts.scale.name}"),
     ]
     if finalized:
         notes.append(("picked plan", f"test accuracy after {finalized.steps} fine-tuning steps, seed {seeds}"))

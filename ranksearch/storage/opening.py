@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import Connection, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 
-from ranksearch.errors import SettingError, UserError, first_line
+from ranksearch.errors import SettingError, UserError, first_line, is_full_disk
 from ranksearch.locks import alone
 from ranksearch.storage.database import Database, open_database
 from ranksearch.storage.journal import Journal
@@ -131,3 +132,30 @@ def _prepare_connection(connection: sqlite3.Connection, _: object) -> None:
 def _lock_at_once(connection: Connection) -> None:
     """Lock the file before the first read: SQLite has no row locks, and two processes would take the same trial."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def failures_told() -> Iterator[None]:
+    """Say in one line that the storage failed, but for a full disk, which is told of elsewhere."""
+    try:
+        yield
+    except StorageInternalError as error:
+        if is_full_disk(error):
+            raise
+        reason = first_line(getattr(error.__cause__, "orig", None) or error)
+        raise UserError(
+            f"the study's storage failed ({reason}), what finished is kept: mend it and run this again"
+        ) from error
+
+
+def holds_password(url: str) -> bool:
+    """Whether an address, as a person wrote it, holds a password; an interpolation stands for one that it does not.
+
+    What cannot be read as an address is taken to hold one, if it names a user.
+    """
+    plain = re.sub(r"\$\{[^}]*\}", "", url)
+    try:
+        read = make_url(plain)
+    except ArgumentError:
+        return "@" in plain
+    return bool(read.password) or any("pass" in key.lower() or "pwd" in key.lower() for key in read.query)

@@ -15,7 +15,7 @@ import optuna
 import pytest
 from optuna.artifacts import get_all_artifact_meta
 from optuna.storages import InMemoryStorage, RDBStorage
-from optuna_dashboard import get_note
+from optuna_dashboard import get_note, save_note
 from servers import Server
 from studies import Searched, search_small
 
@@ -38,6 +38,24 @@ def test_the_note_says_what_is_looked_for_and_what_was_found(searched: Searched)
         assert f"{point.result.accuracy:.2%}" in note
 
 
+def test_what_a_person_writes_above_the_heading_stays(searched: Searched) -> None:
+    study = searched.study
+    save_note(study, "Mine.\n\n" + get_note(study).replace("**Goal:**", "changed below"))
+    Shown(study, searched.facts, searched.folder, searched.outputs).refresh()
+    note = get_note(study)
+    assert note.startswith("Mine.\n\n## ranksearch")
+    assert note.count("## ranksearch") == 1
+    assert "**Goal:**" in note
+    save_note(study, note.removeprefix("Mine.\n\n"))
+
+
+def test_a_page_that_says_all_there_is_is_not_written_again(searched: Searched) -> None:
+    study = searched.study
+    before = study._storage.get_study_system_attrs(study._study_id)
+    Shown(study, searched.facts, searched.folder, searched.outputs).refresh()
+    assert study._storage.get_study_system_attrs(study._study_id) == before
+
+
 def test_every_completed_trial_has_a_picture_and_figures_to_sort_by(searched: Searched) -> None:
     study, store = searched.study, artifact_store(searched.outputs)
     for trial, record in zip(study.trials, searched.records, strict=True):
@@ -56,6 +74,7 @@ def test_every_completed_trial_has_a_picture_and_figures_to_sort_by(searched: Se
 def test_figures_are_kept_under_the_same_ids_however_often_they_are_drawn(searched: Searched) -> None:
     study = searched.study
     for _ in range(2):
+        save_note(study, "")  # so that there is something to say
         Shown(study, searched.facts, searched.folder, searched.outputs).refresh()
         attributes = study._storage.get_study_system_attrs(study._study_id)
         known = {key.split(":")[2] for key in attributes if key.startswith("dashboard:plot_data:")}

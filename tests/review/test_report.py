@@ -9,13 +9,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+from omegaconf import ListConfig
 from studies import Searched
 
-from ranksearch.artifacts import write_artifacts
+from ranksearch.artifacts import front_content, write_artifacts
 from ranksearch.facts import macs_under
+from ranksearch.pictures import draw_fronts, write_picture
 from ranksearch.plan import SCHEMES
 from ranksearch.records import TrialRecord, front
+from ranksearch.review.comparison import comparison_rows, write_comparison
+from ranksearch.review.figures import front_figure, heat_map
 from ranksearch.review.report import write_report
+from ranksearch.search import study_folder
 
 
 class Parts(HTMLParser):
@@ -123,3 +129,44 @@ def test_artifacts_are_the_same_however_often_they_are_written(searched: Searche
     )
     assert one.keys() == two.keys()
     assert one == two
+
+
+def test_the_picked_trial_is_marked_wherever_it_stands(searched: Searched) -> None:
+    records = searched.records
+    result = records[0].result
+    assert result is not None
+    worse = replace(records[0], number=99, result=replace(result, accuracy=result.accuracy - 0.1))
+    assert 99 not in {point.number for point in front([*records, worse])}
+    [star] = [trace for trace in front_figure(searched.facts, [*records, worse], 99).data if trace.name == "picked"]
+    assert star.y == (100 * worse.result.accuracy,) if worse.result else False
+
+
+def test_figures_bring_no_colours_of_a_theme_along(searched: Searched) -> None:
+    for figure in (front_figure(searched.facts, searched.records), heat_map(searched.facts, searched.records)):
+        assert "color" not in json.dumps(figure.layout.template.to_plotly_json())
+
+
+def test_a_comparison_of_studies_without_trials_is_a_comparison(searched: Searched, tmp_path: Path) -> None:
+    empty = {"new": front_content("new", searched.facts, [])}
+    write_comparison(tmp_path / "comparison.html", "c", empty)
+    write_picture(tmp_path, "fronts", draw_fronts(empty))
+    assert comparison_rows(empty)[1][-1] == "0.0000"
+
+
+def test_trials_that_did_not_complete_are_told_apart(searched: Searched, tmp_path: Path) -> None:
+    reasons = {"interrupted": "interrupted", "diverged": "failed"}
+    records = [
+        TrialRecord(number, "FAIL", False, False, None, reason, 1.0) for number, reason in enumerate(reasons)
+    ] + [TrialRecord(2, "PRUNED", False, False, None, "well behind", 1.0)]
+    write_report(tmp_path / "report.html", "s", searched.facts, records, None, None, None)
+    page = (tmp_path / "report.html").read_text()
+    assert "Trials: 1 interrupted, 1 failed, 1 given up." in page
+    assert "trial 2: well behind" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("a", "a"), (2024, "2024"), (["a", "b"], "a+b"), (["a" * 200, "b"], None), (ListConfig(["a", "b"]), "a+b")],
+)
+def test_studies_have_a_folder_that_file_systems_take(name: object, folder: str | None) -> None:
+    assert study_folder(name) == folder or (folder is None and len(study_folder(name)) < 255)

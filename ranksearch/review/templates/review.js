@@ -19,7 +19,7 @@ function themed(layout) {
   const [ink, line, ground] = ["--ink", "--line", "--raised"].map((name) => style.getPropertyValue(name).trim());
   const axis = { gridcolor: line, linecolor: line, tickcolor: line, zerolinecolor: line };
   const narrow = window.innerWidth < 600;
-  const themed = { ...layout, font: { color: ink, size: narrow ? 10 : 12 } };
+  const themed = { ...layout, uirevision: "kept", font: { color: ink, size: narrow ? 10 : 12 } };
   for (const name of ["xaxis", "yaxis"]) themed[name] = { ...layout[name], ...axis };
   themed.hoverlabel = { ...layout.hoverlabel, bgcolor: ground, bordercolor: line,
                         font: { ...(layout.hoverlabel || {}).font, color: ink } };
@@ -82,7 +82,12 @@ function show(number) {
     const row = document.createElement("tr");
     const cells = [layer.name, scheme, dense ? "-" : size, layer.width, percent(macs / layer.macs, 0),
                    dense ? "-" : percent(error, 1)];
-    row.append(...cells.map((text) => { const cell = document.createElement("td"); cell.textContent = text; return cell; }));
+    row.append(...cells.map((text, column) => {
+      const cell = document.createElement(column ? "td" : "th");
+      if (!column) cell.scope = "row";
+      cell.textContent = text;
+      return cell;
+    }));
     return row;
   }));
   const front = content.figures.front;
@@ -112,5 +117,12 @@ function start() {
 // For tests and benchmarks: the page can be used, so many milliseconds after it was asked for.
 const ready = () => { document.documentElement.dataset.ready = Math.round(performance.now()); };
 
-if (Object.keys(content.figures).length) library().then(start);
+function fail(error) {
+  const said = document.getElementById("trouble");
+  said.hidden = false;
+  said.textContent = `The figures cannot be drawn here (${error}): see the still ones in the folder pictures.`;
+  ready();
+}
+
+if (Object.keys(content.figures).length) library().then(start).catch(fail);
 else ready();
