@@ -40,7 +40,7 @@ from ranksearch.storage.database import was_cut_off
 from ranksearch.trial import TrialResult, evaluate_plan
 
 NO_PRUNING = PruningSettings(rungs=[])
-PLANS = "closed_form_plans"
+PLANS = "ranksearch:closed_form_plans"
 LONGEST = 180  # of a folder's name, which file systems bound at 255 bytes
 FAILED = float("nan"), float("nan"), None
 OnResult = Callable[[Trial, TrialResult], None]
@@ -103,12 +103,13 @@ def closed_form_plans(study: Study, problem: Problem, budgets: Sequence[int]) ->
 
     The study keeps them, so that a run that continues it does not compare them again.
     """
-    start, kept = time.perf_counter(), dict(study.user_attrs.get(PLANS, {}))
+    storage, study_id = study._storage, study._study_id
+    start, kept = time.perf_counter(), dict(storage.get_study_system_attrs(study_id).get(PLANS, {}))
     wanted = [budget for budget in budgets if str(budget) not in kept]
     if wanted:
         found = closed_form(problem, wanted)
         kept |= {str(budget): plan.to_json() for budget, plan in zip(wanted, found, strict=True)}
-        study.set_user_attr(PLANS, kept)
+        storage.set_study_system_attr(study_id, PLANS, kept)
         log.info("closed form: plans of %d budgets in %.1f s", len(wanted), time.perf_counter() - start)
     return list(dict.fromkeys(RankPlan.from_json(kept[str(budget)]) for budget in budgets))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ranksearch.facts import StudyFacts
 from ranksearch.records import TrialRecord, front
-from ranksearch.review.plans import by_scheme
+from ranksearch.review.plans import after, by_scheme
 from ranksearch.summary import cost_names, costs_said
 
 # Rows of the front, spread over it: a note is read, not searched.
@@ -35,10 +35,10 @@ def write_note(facts: StudyFacts, records: Sequence[TrialRecord], report: Path) 
         f"**Dense:** {facts.accuracy:.2%} on the validation split, {facts.cost_said(facts.cost)}, "
         f"{facts.params / 1e6:.3f} M params.",
         "",
-        f"**The closed form** gives, before any search: {_closed_form(facts, records)}; the figures are those after "
-        "fine-tuning.",
+        f"**The closed form** gives, before any search: {_closed_form(facts, records)} "
+        f"({after(facts.fine_tune_steps)}).",
         "",
-        f"**The front**, validation accuracy after {facts.fine_tune_steps} steps of fine-tuning:",
+        f"**The front**, validation accuracy {after(facts.fine_tune_steps)}:",
         "",
     ]
     if not points:

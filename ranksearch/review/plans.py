@@ -21,6 +21,11 @@ def by_scheme(plan: RankPlan) -> str:
     return ", ".join(f"{counts[scheme]} {scheme}" for scheme in SCHEMES if counts[scheme]) or "all dense"
 
 
+def after(steps: int) -> str:
+    """When a score was taken, in words."""
+    return f"after {steps} steps of fine-tuning" if steps else "without fine-tuning"
+
+
 def short(choice: LayerChoice | None) -> str:
     """A layer's choice in a few letters: its latent size and the first letter of its scheme."""
     return DENSE if choice is None else f"{choice.latent_size}{choice.scheme[0].upper()}"

@@ -23,7 +23,7 @@ from ranksearch.review.figures import (
     tuning_figure,
 )
 from ranksearch.review.page import write_page
-from ranksearch.review.plans import SPEEDUPS, best_at, by_scheme, completed
+from ranksearch.review.plans import SPEEDUPS, after, best_at, by_scheme, completed
 from ranksearch.summary import cost_names, costs_said
 from ranksearch.trial import TrialResult
 
@@ -112,7 +112,7 @@ def _headline(facts: StudyFacts, points: Sequence[FrontPoint]) -> str:
     reached = f"{wanted:g}x or more" if result.speedup >= wanted else f"{result.speedup:.2f}x"
     return (
         f"At {reached} in {facts.scale.name}: {result.accuracy:.2%} validation accuracy (trial {best.number}, "
-        f"{result.speedup:.2f}x, after {facts.fine_tune_steps} steps of fine-tuning); {dense}."
+        f"{result.speedup:.2f}x, {after(facts.fine_tune_steps)}); {dense}."
     )
 
 
@@ -120,7 +120,7 @@ def _finalized(facts: StudyFacts, finalized: Finalized) -> str:
     result = finalized.point.result
     return (
         f"Picked and finished: trial {finalized.point.number}, {result.speedup:.2f}x in {facts.scale.name}, "
-        f"{finalized.said()} test accuracy after {finalized.steps} steps of fine-tuning, "
+        f"{finalized.said()} test accuracy {after(finalized.steps)}, "
         f"{finalized.before.accuracy:.2%} before any; the dense network has {finalized.dense.accuracy:.2%}."
     )
 
@@ -215,10 +215,10 @@ def _notes(facts: StudyFacts, finalized: Finalized | None) -> list[tuple[str, st
     seeds = ", ".join(str(tuned.seed) for tuned in finalized.tuned) if finalized else ""
     notes = [
         ("network and data", f"{facts.model} on {facts.dataset}"),
-        ("trials", f"validation accuracy after {facts.fine_tune_steps} fine-tuning steps, seed {facts.seed}"),
+        ("trials", f"validation accuracy {after(facts.fine_tune_steps)}, seed {facts.seed}"),
         ("MACs", f"of one image of shape {list(facts.input_shape)}"),
         ("constraint", f"a speedup of at least {facts.speedup:g} in {facts.scale.name}"),
     ]
     if finalized:
-        notes.append(("picked plan", f"test accuracy after {finalized.steps} fine-tuning steps, seed {seeds}"))
+        notes.append(("picked plan", f"test accuracy {after(finalized.steps)}, seed {seeds}"))
     return notes

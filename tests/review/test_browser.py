@@ -57,6 +57,9 @@ class Watched:
 
     def keep(self, name: str) -> None:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        for plot in self.page.query_selector_all(".plot"):  # which are drawn once they are in sight
+            plot.scroll_into_view_if_needed()
+            self.page.wait_for_timeout(100)
         self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
 
 
