@@ -45,7 +45,7 @@ def screenshot(report: Path, picture: Path) -> None:
     program = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1000, "height": 1250})
+        page = browser.new_page(viewport={"width": 1000, "height": 1180})
         page.goto(report.resolve().as_uri())
         page.wait_for_selector("html[data-ready]")
         page.screenshot(path=picture)
