@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def live_view(study: optuna.Study) -> str:
     done = sum(record.finished for record in records)
     state = RunState("search", done, facts.trials, "trials", "", speed, 0.0, facts, records)
     console.print(render(state, console))
-    return console.export_svg(title="python -m ranksearch")
+    drawn = console.export_svg(title="python -m ranksearch")
+    return re.sub(r"@font-face \{.*?\}|<!--.*?-->", "", drawn, flags=re.DOTALL)  # which name places elsewhere
 
 
 if __name__ == "__main__":
