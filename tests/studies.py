@@ -66,12 +66,12 @@ def invented_facts(names: Iterable[str], fine_tune_steps: int = 0, trials: int =
     )
 
 
-def search_small(problem: Problem, outputs: Path, storage: BaseStorage, trials: int = 5) -> Searched:
+def search_small(problem: Problem, outputs: Path, storage: BaseStorage, trials: int = 4) -> Searched:
     """Search without any fine-tuning, as the command line does."""
     name = "small"
     problem = replace(problem, recipe=replace(problem.recipe, steps=0))  # type: ignore[type-var]
     study = open_study(name, storage, {"seed": 0})
-    settings = StudySettings(name, trials, 3)
+    settings = StudySettings(name, trials, 2)
     facts = StudyFacts.of(problem, COMMAND, "resnet8", "digits", 1.5, trials)
     keep_facts(study, facts)
     shown = Shown(study, facts, outputs / name, outputs)

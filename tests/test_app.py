@@ -323,31 +323,28 @@ def test_a_report_is_made_at_any_time_from_the_study_alone(ran: tuple[Path, subp
     assert done.stderr == f"ranksearch: there is no study 'resnet20-digits-1.5x' in this storage: use {STUDY}\n"
 
 
-def test_running_again_continues_and_reads_neither_baseline_nor_test_split_again(tmp_path: Path) -> None:
+def test_running_again_continues_and_reads_neither_baseline_nor_test_split_again(
+    ran: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     first = call(tmp_path, "study.n_trials=2")
     best = tmp_path / "outputs" / STUDY / "best" / "plan.json"
     written = best.stat().st_mtime_ns
-    same = call(tmp_path, "study.n_trials=2")
-    more = call(tmp_path, "study.n_trials=4")
-    assert (first.returncode, same.returncode, more.returncode) == (0, 0, 0)
-    assert "2 of 2 trials finished" in same.stdout
-    assert "baseline: read from" in same.stdout
-    assert "already holds trial" in same.stdout
-    assert best.stat().st_mtime_ns == written or "fine-tuning trial" in more.stdout
-    assert re.findall(r"^trial (\d)", more.stdout, re.M)[:2] == ["2", "3"]
+    more = call(tmp_path, "study.n_trials=3")
+    assert (first.returncode, more.returncode) == (0, 0)
+    assert "2 of 3 trials finished" in more.stdout
+    assert "baseline: read from" in more.stdout
+    assert "already holds trial" in more.stdout or best.stat().st_mtime_ns != written
+    assert re.findall(r"^trial (\d) \(", more.stdout, re.M) == ["2"]
+    assert scores(tmp_path) == scores(ran[0])  # a run without a stop, from the same seed
+    done = call(tmp_path, "study.n_trials=3")
+    assert "3 of 3 trials finished" in done.stdout
+    assert "already holds trial" in done.stdout
 
 
 def scores(folder: Path) -> list[tuple[str, ...]]:
     columns = ("number", "state", "validation_accuracy", "macs", "validation_loss", "plan")
     with (folder / "outputs" / STUDY / "trials.csv").open(newline="") as file:
         return [tuple(row[name] for name in columns) for row in csv.DictReader(file)]
-
-
-def test_the_same_seed_repeats_the_same_trials(
-    ran: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    assert call(tmp_path).returncode == 0
-    assert scores(tmp_path) == scores(ran[0])
 
 
 def test_ctrl_c_ends_soon_keeps_what_finished_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -405,7 +402,10 @@ def test_accuracy_alone_may_be_the_objective(tmp_path: Path) -> None:
     assert "was made with other settings (objective: accuracy before, front now)" in again.stderr
 
 
-@pytest.mark.parametrize(("sampler", "proxy"), [("random", "fisher"), ("nsgaii", "probes"), ("tpe", "mixed")])
+@pytest.mark.parametrize(
+    ("sampler", "proxy"),
+    [("random", "fisher"), ("tpe", "mixed"), pytest.param("nsgaii", "probes", marks=pytest.mark.slow)],
+)
 def test_other_samplers_and_proxies_serve(tmp_path: Path, sampler: str, proxy: str) -> None:
     done = call(tmp_path, f"sampler={sampler}", f"proxy={proxy}")
     assert done.returncode == 0, done.stderr
@@ -509,7 +509,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert re.fullmatch(r"ranksearch: \S*outputs\S* cannot be written \(.*\): choose another folder.*\n", done.stderr)
 
 
-@pytest.mark.parametrize("where", ["write_report", "write_trials"])
+@pytest.mark.parametrize("where", ["write_report", pytest.param("write_trials", marks=pytest.mark.slow)])
 def test_a_full_disk_loses_nothing_that_finished(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -544,14 +544,6 @@ def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["ranksearch.db"]
 
 
-def test_a_job_of_a_sweep_that_cannot_run_leaves_the_others_alone(tmp_path: Path) -> None:
-    done = call(tmp_path, "-m", "constraint.speedup=100,2")
-    assert done.returncode == 2
-    assert "speedup=100 exceeds" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert (tmp_path / "outputs" / "resnet20-digits-2.0x-s0" / "best" / "plan.json").exists()
-
-
 def test_a_wrong_command_shows_no_traceback(tmp_path: Path) -> None:
     done = call(tmp_path, "constraint.speedup=100")
     assert done.returncode == 2
@@ -577,8 +569,10 @@ def test_what_stands_behind_the_environment_is_in_no_file(tmp_path: Path, monkey
     assert not any("hunter2" in file.read_text() for file in texts)
 
 
-def test_a_network_that_is_not_whole_is_made_again(tmp_path: Path) -> None:
-    assert call(tmp_path, "study.n_trials=1").returncode == 0
+def test_a_network_that_is_not_whole_is_made_again(
+    ran: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    shutil.copytree(ran[0] / "outputs", tmp_path / "outputs")
     weights = tmp_path / "outputs" / STUDY / "best" / "model.safetensors"
     weights.unlink()
     assert call(tmp_path, "study.n_trials=1").returncode == 0

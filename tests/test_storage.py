@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -235,9 +236,13 @@ def test_a_server_that_goes_away_is_waited_for(
     study = open_study("s", closing(rdb(server.create())), {})
     study.tell(study.ask(), [0.5, 3.0])
     server.stop()
-    context = multiprocessing.get_context("fork")
-    later = context.Process(target=server.resume)
-    later.start()  # it takes a moment, and the study is asked at once
+
+    def resume() -> None:
+        time.sleep(2)  # until the study has been asked
+        server.resume()
+
+    later = multiprocessing.get_context("fork").Process(target=resume)
+    later.start()
     study.tell(study.ask(), [0.6, 2.0])
     later.join()
     assert [trial.values for trial in study.get_trials()] == [[0.5, 3.0], [0.6, 2.0]]

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 import pytest
 from conftest import ROOT
-from servers import PASSWORD, SERVERS, STORAGES, Server
+from servers import PASSWORD, SERVERS, Server
 from test_app import call, command, environment
 
 from ranksearch.device import choose_device
@@ -23,7 +23,7 @@ from ranksearch.storage import journal, sqlite
 
 Start = Callable[[str], Server]
 WORKERS = 3
-# Launchers' workers join a journal by default.
+# A journal is what launchers' workers join by default.
 JOINED = ["sqlite", "postgresql", *(pytest.param(storage, marks=pytest.mark.slow) for storage in ("journal", "mysql"))]
 
 
@@ -38,7 +38,7 @@ def kill_at_random(where: str, folder: Path, kills: int, seed: int) -> dict[str,
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("storage", JOINED)
 def test_processes_killed_at_random_lose_and_double_nothing(
     storage: str, kills: int, tmp_path: Path, start_server: Start
 ) -> None:

@@ -41,6 +41,8 @@ NAMES = [
     "swin_t",
 ]
 SHAPE = (3, 224, 224)
+# Whose plans take half a minute to build and to run.
+LARGE = ("vit_b_16", "vgg16_bn")
 
 
 @cache
@@ -76,7 +78,7 @@ def test_every_layer_is_factorized_or_skipped_for_a_reason(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "vit_b_16" else []) for name in NAMES]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else []) for name in NAMES]
 )
 def test_a_plan_builds_a_network_that_runs_at_its_cost(name: str) -> None:
     model, plan = built(name), some_layers(name)
