@@ -404,7 +404,11 @@ def test_accuracy_alone_may_be_the_objective(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("sampler", "proxy"),
-    [("random", "fisher"), ("tpe", "mixed"), pytest.param("nsgaii", "probes", marks=pytest.mark.slow)],
+    [
+        ("random", "fisher"),
+        pytest.param("tpe", "mixed", marks=pytest.mark.slow),
+        pytest.param("nsgaii", "probes", marks=pytest.mark.slow),
+    ],
 )
 def test_other_samplers_and_proxies_serve(tmp_path: Path, sampler: str, proxy: str) -> None:
     done = call(tmp_path, f"sampler={sampler}", f"proxy={proxy}")

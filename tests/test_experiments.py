@@ -12,8 +12,9 @@ from test_app import call
 
 from ranksearch.app import register_schemas
 
-# Those for ImageNet take minutes even on few images of 32 pixels, their layers being wide; ResNet-56 has many.
-LONG = ("imagenet", "cifar10_resnet56")
+# Those for ImageNet take minutes even on few images of 32 pixels, their layers being wide; ResNet-56 has many, and
+# Fashion-MNIST's ResNet-20 is CIFAR's.
+LONG = ("imagenet", "cifar10_resnet56", "fashion_mnist_resnet20")
 EXPERIMENTS = [
     pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(1800)] if name.startswith(LONG) else [])
     for name in sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))

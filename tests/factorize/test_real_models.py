@@ -42,7 +42,7 @@ NAMES = [
 ]
 SHAPE = (3, 224, 224)
 # Whose plans take half a minute to build and to run.
-LARGE = ("vit_b_16", "vgg16_bn")
+LARGE = ("vit_b_16", "vgg16_bn", "resnext50_32x4d")
 
 
 @cache
