@@ -15,7 +15,6 @@ from ranksearch.errors import UserError
 from ranksearch.export import export
 from ranksearch.facts import read_facts
 from ranksearch.loading import is_trusted, load, read_plan_file
-from ranksearch.pictures import draw_fronts, write_picture
 from ranksearch.records import front, read_trials
 from ranksearch.review.comparison import comparison_rows, write_comparison
 from ranksearch.review.dashboard import Shown
@@ -65,7 +64,6 @@ def run_report(config: RunConfig, storage: BaseStorage) -> None:
         }
         folder = outputs / study_folder(names)
         write_comparison(folder / "comparison.html", "ranksearch: " + ", ".join(names), fronts)
-        write_picture(folder, "fronts", draw_fronts(fronts))
         log.info("%s", format_table(comparison_rows(fronts)))
         log.info("written to %s: comparison.html, fronts.svg, fronts.png", folder)
         return

@@ -254,12 +254,12 @@ def _run_trials(job: Job, progress: Progress, problem: Problem, study: Study, pr
     log.info("study '%s': %d of %d trials finished", settings.name, done, settings.n_trials)
     page = Shown(study, facts, job.folder, Path(job.config.outputs))
     page.refresh()
-
     finishing = job.config.finalize.steps * job.config.finalize.seeds
 
     def tell(record: TrialRecord) -> None:
-        progress.trial(record, read_trials(study))
-        page.refresh_if_due()
+        known = read_trials(study)
+        progress.trial(record, known)
+        page.refresh_if_due(known)
 
     progress.trials(facts, records, problem.recipe.batch_size, finishing)
     run_trials(study, problem, settings, proposer, tell, job.config.pruning, page.trial)

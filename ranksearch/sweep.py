@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ranksearch.files import write_csv, write_json
-from ranksearch.pictures import draw_fronts, write_picture
 from ranksearch.review.comparison import best_said, write_comparison
 from ranksearch.review.plans import SPEEDUPS
 
@@ -115,8 +114,6 @@ def write_sweep(folder: Path, outcomes: Sequence[JobOutcome]) -> list[tuple[str,
     why = [("job", "reason"), *((str(job.number), job.reason or "") for job in failed)] if failed else []
     said = f"{len(outcomes)} jobs, {len(failed)} of them failed."
     write_comparison(folder / "sweep.html", "ranksearch: sweep", fronts, said, rows, why)
-    if fronts:
-        write_picture(folder, "fronts", draw_fronts(fronts))
     return rows
 
 

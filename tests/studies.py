@@ -76,6 +76,13 @@ def search_small(problem: Problem, outputs: Path, storage: BaseStorage, trials: 
     keep_facts(study, facts)
     shown = Shown(study, facts, outputs / name, outputs)
     queue_closed_form(study, problem, settings)
-    run_trials(study, problem, settings, GuidedSampler(0), lambda _: shown.refresh_if_due(), on_result=shown.trial)
+    run_trials(
+        study,
+        problem,
+        settings,
+        GuidedSampler(0),
+        lambda _: shown.refresh_if_due(read_trials(study)),
+        on_result=shown.trial,
+    )
     shown.refresh()
     return Searched(outputs, storage, name, facts, trials)

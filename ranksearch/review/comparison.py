@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ranksearch.cost import scale_of
+from ranksearch.pictures import draw_fronts, write_picture
 from ranksearch.records import hypervolume
 from ranksearch.review.figures import fronts_figure
 from ranksearch.review.page import write_page
@@ -45,10 +46,10 @@ def write_comparison(
     jobs: Sequence[tuple[str, ...]] = (),
     failed: Sequence[tuple[str, ...]] = (),
 ) -> None:
-    """Write the page.
+    """Write the page and, beside it, its figure as a still picture, where there is one.
 
     Args:
-        path: of the file.
+        path: of the page.
         title: of the page.
         fronts: study -> what its `front.json` holds.
         said: above all else.
@@ -60,3 +61,5 @@ def write_comparison(
     rows = comparison_rows(fronts)
     shown = {"fronts": bool(fronts), "rows": rows, "said": said, "jobs": list(jobs), "failed": list(failed)}
     write_page(path, "comparison.html.j2", title, figures, {}, **shown)
+    if fronts:
+        write_picture(path.parent, "fronts", draw_fronts(fronts))

@@ -80,17 +80,21 @@ class Shown:
         except OSError as error:  # a trial is worth more than its picture
             log.warning("the picture of trial %d could not be written: %s", trial.number, error)
 
-    def refresh_if_due(self) -> None:
-        """Refresh the page, unless that was done lately."""
+    def refresh_if_due(self, records: Sequence[TrialRecord]) -> None:
+        """Refresh the page, unless that was done lately.
+
+        Args:
+            records: all trials of the study.
+        """
         if time.perf_counter() >= self._again:
-            self._refresh(more=max(1, self._trials // 10))
+            self._refresh(records, more=max(1, self._trials // 10))
 
     def refresh(self) -> None:
         """Refresh the page if there is anything new."""
-        self._refresh(more=0)
+        self._refresh(read_trials(self._study), more=0)
 
-    def _refresh(self, more: int) -> None:
-        start, records = time.perf_counter(), read_trials(self._study)
+    def _refresh(self, records: Sequence[TrialRecord], more: int) -> None:
+        start = time.perf_counter()
         done = sum(record.finished for record in records)
         if done < self._trials + more:
             return

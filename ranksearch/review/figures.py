@@ -14,7 +14,7 @@ from ranksearch.importance import importance
 from ranksearch.palette import BLUE, DENSE, GREEN, GREY, ORANGE, SEVERAL, SKY, SPEEDUP_TICKS
 from ranksearch.plan import LayerSpec
 from ranksearch.records import TrialRecord, front
-from ranksearch.review.plans import by_stage, completed, short
+from ranksearch.review.plans import by_speedup, by_stage, completed, short
 
 # Pixels of a layer's row.
 ROW = 15
@@ -91,7 +91,7 @@ def front_figure(facts: StudyFacts, records: Sequence[TrialRecord], picked: int 
 
 def heat_map(facts: StudyFacts, records: Sequence[TrialRecord]) -> go.Figure:
     """The share of its MACs that every layer keeps in every trial, trials by rising speedup."""
-    done = sorted(completed(records), key=lambda pair: -pair[1].cost)
+    done = by_speedup(records)
     kept, said = [], []
     for layer in facts.layers:
         choices = [result.plan.layers.get(layer.name) for _, result in done]

@@ -44,6 +44,11 @@ def completed(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, TrialRe
     return [(record, record.result) for record in records if record.result is not None and record.feasible]
 
 
+def by_speedup(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, TrialResult]]:
+    """The same by rising speedup; of equals, the first trial first."""
+    return sorted(completed(records), key=lambda pair: -pair[1].cost)
+
+
 def best_at(points: Sequence[FrontPoint], speedup: float) -> FrontPoint | None:
     """The most accurate point of a front that is at least so fast."""
     fast = [point for point in points if point.result.speedup >= speedup]

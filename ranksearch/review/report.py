@@ -23,7 +23,7 @@ from ranksearch.review.figures import (
     tuning_figure,
 )
 from ranksearch.review.page import write_page
-from ranksearch.review.plans import SPEEDUPS, after, best_at, by_scheme, completed
+from ranksearch.review.plans import SPEEDUPS, after, best_at, by_scheme, by_speedup, completed
 from ranksearch.summary import cost_names, costs_said
 from ranksearch.trial import TrialResult
 
@@ -82,7 +82,7 @@ def write_report(
         headline=_headline(facts, points),
         finalized=None if finalized is None else _finalized(facts, finalized),
         cards=_cards(facts, points),
-        trials=[(record.number, _label(record, result, picked)) for record, result in _by_speedup(done)],
+        trials=[(record.number, _label(record, result, picked)) for record, result in by_speedup(records)],
         selected=chosen,
         schemes=list(SCHEME_COLORS.items()),
         counts=_counts(records),
@@ -95,10 +95,6 @@ def write_report(
         notes=_notes(facts, finalized),
         recipe=None if run is None else json.dumps(run, indent=2),
     )
-
-
-def _by_speedup(done: Sequence[tuple[TrialRecord, TrialResult]]) -> list[tuple[TrialRecord, TrialResult]]:
-    return sorted(done, key=lambda pair: (-pair[1].cost, pair[0].number))
 
 
 def _headline(facts: StudyFacts, points: Sequence[FrontPoint]) -> str:
