@@ -74,6 +74,8 @@ def call(folder: Path, *overrides: str, small: list[str] = SMALL) -> subprocess.
             code = ended.code if isinstance(ended.code, int) else 1
         finally:
             GlobalHydra.instance().clear()
+            for handler in set(root.handlers) - set(handlers):
+                handler.close()
             root.handlers[:] = handlers
             root.setLevel(level)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())

@@ -23,8 +23,9 @@ from ranksearch.storage import journal, sqlite
 
 Start = Callable[[str], Server]
 WORKERS = 3
-# A journal is what launchers' workers join by default.
-JOINED = ["sqlite", "postgresql", *(pytest.param(storage, marks=pytest.mark.slow) for storage in ("journal", "mysql"))]
+# The default run joins by a server, and by a journal where a launcher starts the workers; it kills with a file as well.
+KILLED = ["sqlite", "postgresql", *(pytest.param(storage, marks=pytest.mark.slow) for storage in ("journal", "mysql"))]
+JOINED = ["postgresql", *(pytest.param(storage, marks=pytest.mark.slow) for storage in ("sqlite", "journal", "mysql"))]
 
 
 def kill_at_random(where: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def kill_at_random(where: str, folder: Path, kills: int, seed: int) -> dict[str,
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-@pytest.mark.parametrize("storage", JOINED)
+@pytest.mark.parametrize("storage", KILLED)
 def test_processes_killed_at_random_lose_and_double_nothing(
     storage: str, kills: int, tmp_path: Path, start_server: Start
 ) -> None:
