@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ranksearch.factorize import collect_statistics, factorize_model, profile_layers
 from ranksearch.factorize.full import TIE_BREAK, decompose_fully
-from ranksearch.factorize.solver import relative_error
+from ranksearch.factorize.solver import truncation_error
 from ranksearch.plan import LayerChoice, RankPlan
 
 IMAGES, BATCH = 64, 16
@@ -148,7 +148,7 @@ def one_layer(name: str, layer: nn.Module, *shape: int) -> dict[str, Any]:
         x, y = rows_of(layer, inputs)
         for found, (a, b, c) in zip(factors, solutions, strict=True):
             mine = x @ found.down.flatten(1).T @ found.up.T + found.bias
-            ratios[split].append(relative_error(y, x @ a @ b + c) / relative_error(y, mine))
+            ratios[split].append(truncation_error(y, x @ a @ b + c) / truncation_error(y, mine))
     row = {"layer": name, "closed_form_s": ours, "alternating_s": theirs, "times_faster": theirs / ours}
     for split, values in ratios.items():
         row[f"{split}_error_ratio_median"] = sorted(values)[len(values) // 2]

@@ -24,7 +24,7 @@ from torchvision.models import get_model_weights
 
 from ranksearch.app import CONF, register_schemas
 from ranksearch.building import build_model, rules_of
-from ranksearch.calibrated import take_apart
+from ranksearch.calibrated import decompose_layers
 from ranksearch.config import RunConfig
 from ranksearch.cost import MacsCost, count_macs
 from ranksearch.datasets import Splits
@@ -69,7 +69,7 @@ def look_at(name: str, images: int, speedup: float) -> dict[str, Any]:
     published = get_model_weights(name).DEFAULT.meta["_ops"]
     start = time.perf_counter()
     shown = [batch.contiguous(memory_format=torch.channels_last) for batch in examples.tensors[0].split(BATCH)]
-    layers = take_apart(model, space, shown, [], 0)
+    layers = decompose_layers(model, space, shown, [], 0)
     seconds = time.perf_counter() - start
     reached = min(speedup, int(space.highest_speedup * 100) / 100)
     plan = space.allocate(layers.errors, int(space.cost.dense / reached))

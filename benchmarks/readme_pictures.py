@@ -57,8 +57,8 @@ def live_view(study: optuna.Study) -> str:
     """The live view after the study's last trial."""
     facts, records = read_facts(study), read_trials(study)
     console = Console(record=True, width=100, height=40, file=io.StringIO(), force_terminal=True)
-    tuning = [r.result.seconds["fine_tune"] for r in records if r.result and r.result.seconds.get("fine_tune")]
-    speed = 64 * facts.fine_tune_steps / min(tuning) if tuning else 0.0
+    fine_tuning = [r.result.seconds["fine_tune"] for r in records if r.result and r.result.seconds.get("fine_tune")]
+    speed = 64 * facts.fine_tune_steps / min(fine_tuning) if fine_tuning else 0.0
     done = sum(record.finished for record in records)
     state = RunState("search", done, facts.trials, "trials", "", speed, 0.0, facts, records)
     console.print(render(state, console))

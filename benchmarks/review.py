@@ -3,7 +3,7 @@
     python -m ranksearch model=resnet56 fine_tune=none study.n_trials=200 study.name=wide
     python benchmarks/review.py --study wide
 
-draws everything of a finished study anew, says what share of the study's wall time that is, how large the report is,
+draws everything of a finished study anew, says what share of the study's time that is, how large the report is,
 and, where Chromium is installed, how soon it can be used.
 """
 

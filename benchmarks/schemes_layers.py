@@ -16,7 +16,7 @@ from ranksearch.factorize import (
     decompose_schemes,
 )
 from ranksearch.factorize.shapes import describe
-from ranksearch.factorize.solver import relative_error
+from ranksearch.factorize.solver import truncation_error
 
 STEPS, RATES = 250, (3e-3, 1e-2, 3e-2)
 PREDICTED = (0.03, 0.07, 0.12, 0.19, 0.28, 0.42, 0.6, 0.78, 0.93)
@@ -50,7 +50,7 @@ def factorized(
 def off(layer: nn.Module, twin: nn.Module, inputs: Tensor) -> float:
     """The relative output error."""
     with torch.no_grad():
-        return relative_error(layer(inputs), twin(inputs), axis=1)
+        return truncation_error(layer(inputs), twin(inputs), axis=1)
 
 
 def descended(start: FactorizedConv2d, layer: nn.Conv2d, seen: Tensor, fresh: Tensor) -> float:

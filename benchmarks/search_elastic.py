@@ -23,12 +23,12 @@ class ElasticNetwork(nn.Module):
     """All plans' parameters; those of layers without groups.
 
     Args:
-        problem: gives the dense model and the factors at the largest latent sizes, which all smaller ones share.
+        problem: gives the dense network and the factors at the largest latent sizes, which all smaller ones share.
     """
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
-        self._problem, self._plan = (problem,), RankPlan({})  # a tuple, so that the dense model is no submodule
+        self._problem, self._plan = (problem,), RankPlan({})  # a tuple, so that the dense network is no submodule
         tensors = {name: value.detach().clone() for name, value in problem.model.named_parameters()}
         for layer in problem.space.layers:
             name = layer.spec.name

@@ -234,7 +234,7 @@ def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # ranksearch tells of trials in its own words
     device = choose_device(config.device, config.worker)
     log.info("device: %s (%s)", device, device_in_words(device))
-    tuning = build_fine_tuning(config.fine_tune)
+    fine_tuning = build_fine_tuning(config.fine_tune)
     splits = held_on(build_data(config), device)
     model, recipe, pretrained = build_model(config, splits)
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stubs
@@ -252,7 +252,7 @@ def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
     # Unresolved, for what stands behind ${oc.env:...} belongs in no file.
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     proxy = build("proxy", config.proxy, Proxy)
-    searched = space, budget, proxy, tuning
+    searched = space, budget, proxy, fine_tuning
     return Job(config, settings, compared, device, splits, model, recipe, pretrained, *searched, command=_command())
 
 

@@ -1,4 +1,4 @@
-"""The dense model that everything is compared with: trained once, then read from the cache."""
+"""The dense network that everything is compared with: trained once, then read from the cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BaselineSettings(Recipe):
-    """How the dense model is trained, and whether.
+    """How the dense network is trained, and whether.
 
     Attributes:
         train: ``"always"``; ``"never"``, for a model that comes with its weights; or ``"auto"``: unless the model
@@ -70,7 +70,7 @@ def train_or_read(
     for tensor in model.state_dict().values():
         key.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     path = cache / f"baseline-{key.hexdigest()[:16]}.safetensors"
-    with alone(path.with_suffix(".lock"), "trains the dense model"):
+    with alone(path.with_suffix(".lock"), "trains the dense network"):
         _train_or_read(model, splits, recipe, path, seed, device, on_step)
 
 
@@ -92,7 +92,7 @@ def _train_or_read(
             log.info("baseline: read from %s", path)
             model.eval()
             return
-    log.info("baseline: training the dense model for %d steps of %d images", recipe.steps, recipe.batch_size)
+    log.info("baseline: training the dense network for %d steps of %d images", recipe.steps, recipe.batch_size)
     train(
         model,
         endless_batches(splits.train, recipe.batch_size, device, seed, splits.workers, splits.augment),

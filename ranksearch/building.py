@@ -131,7 +131,7 @@ def build_data(config: RunConfig) -> Splits:
 
 
 def build_model(config: RunConfig, splits: Splits) -> tuple[nn.Module, dict[str, Any], Pretrained]:
-    """The dense model, how to build it again without its weights, and what weights it came with.
+    """The dense network, how to build it again without its weights, and what weights it came with.
 
     Raises:
         UserError: there is no such model, or its weights cannot be had or do not fit.

@@ -1,4 +1,4 @@
-"""A network whose layers have been taken apart, once for all plans."""
+"""A network whose layers have been decomposed, once for all plans."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Calibrated:
     """What training images have shown of a network's layers.
 
     Attributes:
-        model: the dense model, in eval mode.
+        model: the dense network, in eval mode.
         space: what a plan may choose.
         decompositions: layer name -> scheme -> decomposition, of every layer in the space.
         errors: layer name -> scheme -> the error that is expected at rank 0, 1, ...
@@ -70,7 +70,7 @@ class Calibrated:
         return network
 
 
-def take_apart(
+def decompose_layers(
     model: nn.Module,
     space: SearchSpace,
     images: Sequence[Tensor],
@@ -81,7 +81,7 @@ def take_apart(
     """Decompose every layer of a space by every scheme that it may have.
 
     Args:
-        model: the trained dense model, in eval mode.
+        model: the trained dense network, in eval mode.
         space: the layers.
         images: to decompose on, `[B, C, H, W]` each, on the model's device.
         comparison: others, to compare closed-form plans on.

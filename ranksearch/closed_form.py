@@ -36,7 +36,7 @@ def propose(space: SearchSpace, errors: Errors, budget: int) -> list[RankPlan]:
 
     Args:
         space: what a plan may choose; where a layer has none of a view's schemes, the view takes those that it has.
-        errors: layer name -> scheme -> the error to expect at rank 0, 1, ...
+        errors: layer name -> scheme -> the expected error at rank 0, 1, ...
         budget: for the whole network, not below the cheapest plan of the space.
     """
     views = [
@@ -92,7 +92,7 @@ def choose(
 
     Args:
         plans: one or more.
-        errors: layer name -> scheme -> the error to expect at rank 0, 1, ...
+        errors: layer name -> scheme -> the expected error at rank 0, 1, ...
         build: gives a plan's network, in eval mode.
         images: batches to predict on.
         dense: the dense network's predictions of these, from `predict`.

@@ -153,7 +153,7 @@ class NetworkCost:
         return self.dense - saved
 
     def break_even_rank(self, spec: LayerSpec, scheme: str) -> int:
-        """The largest rank that saves weights, multiply-adds and cost; 0 where none does."""
+        """The largest rank that saves weights, MACs and cost; 0 where none does."""
         dense, limit = self.model.dense(spec), spec.break_even_rank(scheme)
         ranks = range(limit, 0, -spec.groups)
         return next((rank for rank in ranks if self.model.at_rank(spec, rank, scheme) < dense), 0)

@@ -37,7 +37,7 @@ class DivergedError(Exception):
     """A training loss that is no longer a finite number."""
 
 
-class HopelessError(Exception):
+class BehindError(Exception):
     """A trial that is not worth its fine-tuning."""
 
 

@@ -1,4 +1,4 @@
-"""The picked plan, fine-tuned longer, from several seeds if asked for, and measured on the test split."""
+"""The picked plan, fine-fine_tuned longer, from several seeds if asked for, and measured on the test split."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class FinalizeSettings:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class FineTuned:
     """One long fine-tuning.
 
     Attributes:
@@ -85,9 +85,9 @@ class Finalized:
     Attributes:
         point: the picked trial.
         steps: of every fine-tuning.
-        dense: the dense model.
+        dense: the dense network.
         before: the picked plan before any fine-tuning.
-        tuned: after the longer fine-tuning, one for each seed.
+        fine_tuned: after the longer fine-tuning, one for each seed.
         timed: the dense network and the written one side by side, on batches of several sizes.
         timed_on: the device, the numbers' type and the memory format of that, plain JSON values.
     """
@@ -96,28 +96,28 @@ class Finalized:
     steps: int
     dense: Evaluation
     before: Evaluation
-    tuned: tuple[Tuned, ...]
+    fine_tuned: tuple[FineTuned, ...]
     timed: tuple[WallClock, ...]
     timed_on: Mapping[str, Any]
 
     @property
-    def saved(self) -> Tuned:
+    def saved(self) -> FineTuned:
         """The one whose network is written: the most accurate on the validation split."""
-        return max(self.tuned, key=lambda tuned: tuned.validation.accuracy)
+        return max(self.fine_tuned, key=lambda fine_tuned: fine_tuned.validation.accuracy)
 
     @property
     def accuracy(self) -> float:
         """On the test split, the mean over seeds."""
-        return mean(tuned.test.accuracy for tuned in self.tuned)
+        return mean(fine_tuned.test.accuracy for fine_tuned in self.fine_tuned)
 
     @property
     def spread(self) -> float:
         """Standard deviation of the same over seeds."""
-        return pstdev(tuned.test.accuracy for tuned in self.tuned)
+        return pstdev(fine_tuned.test.accuracy for fine_tuned in self.fine_tuned)
 
     def said(self) -> str:
         """The accuracy on the test split as text, with its spread where there are several seeds."""
-        several = f" +- {100 * self.spread:.2f} over {len(self.tuned)} seeds" if len(self.tuned) > 1 else ""
+        several = f" +- {100 * self.spread:.2f} over {len(self.fine_tuned)} seeds" if len(self.fine_tuned) > 1 else ""
         return f"{self.accuracy:.2%}{several}"
 
 
@@ -165,7 +165,7 @@ def finalize(
     if known is not None:
         log.info("finalize: %s already holds trial %d", folder, picked.number)
         return known
-    tuned, best, best_result = [], None, None
+    fine_tuned, best, best_result = [], None, None
     for index, seed in enumerate(seeds):
         log.info("finalize: fine-tuning trial %d for %d steps, seed %d", picked.number, settings.steps, seed)
         before = index * settings.steps
@@ -175,15 +175,15 @@ def finalize(
 
         network, result = _tune(problem, picked, long, settings, seed, made_from, folder, tell)
         found = Evaluation(result.accuracy, result.loss)
-        tuned.append(Tuned(seed, found, evaluate(network, problem.test())))
+        fine_tuned.append(FineTuned(seed, found, evaluate(network, problem.test())))
         if best_result is None or result.accuracy > best_result.accuracy:
             best, best_result = network, result
     assert best is not None
     assert best_result is not None
-    untuned = evaluate(problem.build(picked.result.plan), problem.test())
+    before = evaluate(problem.build(picked.result.plan), problem.test())
     timed = _timed(problem, best, settings.time_batches, latency)
     dense, where = evaluate(problem.model, problem.test()), measured_on(problem.device, latency)
-    finalized = Finalized(picked, settings.steps, dense, untuned, tuple(tuned), timed, where)
+    finalized = Finalized(picked, settings.steps, dense, before, tuple(fine_tuned), timed, where)
     shutil.rmtree(folder / EXPORTS, ignore_errors=True)  # of another network
     save_network(folder, best, picked.result.plan, recipe, {**made_from, **_facts(problem, best_result, finalized)})
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
@@ -204,8 +204,8 @@ def _tune(
     of = {"fine_tune_seeds": seed, "asked_rate": settings.learning_rate, "plan": picked.result.plan.to_json()}
     known = json.dumps({**made_from, **of}, sort_keys=True)
     checkpoint = Checkpoint(folder / UNFINISHED / f"seed-{seed}.checkpoint", known, settings.checkpoint_every)
-    tuned = replace(problem, seed=seed)
-    return evaluate_plan(tuned, picked.result.plan, long, checkpoint=checkpoint, on_step=on_step)
+    fine_tuned = replace(problem, seed=seed)
+    return evaluate_plan(fine_tuned, picked.result.plan, long, checkpoint=checkpoint, on_step=on_step)
 
 
 def _timed(
@@ -241,8 +241,8 @@ def _facts(problem: Problem, result: TrialResult, finalized: Finalized) -> dict[
             "factorized": vars(saved.test),
         },
         "seeds": [
-            {"seed": tuned.seed, "validation": vars(tuned.validation), "test": vars(tuned.test)}
-            for tuned in finalized.tuned
+            {"seed": fine_tuned.seed, "validation": vars(fine_tuned.validation), "test": vars(fine_tuned.test)}
+            for fine_tuned in finalized.fine_tuned
         ],
     }
 
@@ -283,11 +283,11 @@ def _read(folder: Path, made_from: Mapping[str, Any], picked: FrontPoint, dense:
 def _told(entries: Mapping[str, Any], point: FrontPoint) -> Finalized:
     """Read what `_facts` says."""
     test = entries["test"]
-    tuned = tuple(
-        Tuned(entry["seed"], Evaluation(**entry["validation"]), Evaluation(**entry["test"]))
+    fine_tuned = tuple(
+        FineTuned(entry["seed"], Evaluation(**entry["validation"]), Evaluation(**entry["test"]))
         for entry in entries["seeds"]
     )
     dense, before = Evaluation(**test["dense"]), Evaluation(**test["before_fine_tuning"])
     where = dict(entries["wall_clock"])
     timed = tuple(WallClock(**entry) for entry in where.pop("batches"))
-    return Finalized(point, entries["fine_tune_steps"], dense, before, tuned, timed, where)
+    return Finalized(point, entries["fine_tune_steps"], dense, before, fine_tuned, timed, where)

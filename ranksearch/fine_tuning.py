@@ -43,7 +43,7 @@ class FineTuning(Protocol):
     ) -> None:
         """Fine-tune a model in place, and leave it in eval mode; see `training.train` for the arguments.
 
-        It calls ``on_step`` after every step, or no trial is given up on the way; what that raises ends the trial. A
+        It calls ``on_step`` after every step, or no trial is pruned on the way; what that raises ends the trial. A
         checkpoint may be left alone: an interrupted fine-tuning then starts anew.
         """
         ...

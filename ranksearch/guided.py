@@ -58,7 +58,7 @@ class GuidedSampler(BaseSampler):
 
         Args:
             space: what a plan may choose.
-            errors: layer name -> scheme -> the error to expect at rank 0, 1, ...
+            errors: layer name -> scheme -> the expected error at rank 0, 1, ...
             budget: highest cost of the network.
         """
         bound = GuidedSampler(self._seed, *self._spreads)

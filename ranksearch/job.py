@@ -103,14 +103,14 @@ def run_profile(job: Job, progress: Progress) -> None:
     log.info("written to %s: profile.csv, predicted_front.csv", job.folder)
 
 
-def run_search(job: Job, progress: Progress, study: Study, proposer: BaseSampler) -> None:
+def run_search(job: Job, progress: Progress, study: Study, sampler: BaseSampler) -> None:
     """Do it all, and write what came of it, also when it ends early.
 
     Args:
         job: what is searched.
         progress: is told how far it is.
         study: that keeps the trials.
-        proposer: the sampler.
+        sampler: the sampler.
 
     Raises:
         UserError: the training of the baseline or of the picked plan diverged, or no trial completed.
@@ -119,7 +119,7 @@ def run_search(job: Job, progress: Progress, study: Study, proposer: BaseSampler
     problem = _weighed(job, _calibrated(job, progress))
     _record(job, problem)
     try:
-        _run_trials(job, progress, problem, study, proposer)
+        _run_trials(job, progress, problem, study, sampler)
     except StorageInternalError:  # whose trials cannot be read either
         raise
     except BaseException:
@@ -233,17 +233,19 @@ def _calibrated(job: Job, progress: Progress) -> Problem:
 
 def _settled(job: Job) -> FineTuning:
     """The trials' fine-tuning, with what depends on the device decided."""
-    tuning = job.fine_tuning
-    if not isinstance(tuning, Recipe) or not tuning.steps:
-        return tuning
+    fine_tuning = job.fine_tuning
+    if not isinstance(fine_tuning, Recipe) or not fine_tuning.steps:
+        return fine_tuning
     splits = job.splits
-    some = endless_batches(splits.train, tuning.batch_size, job.device, job.config.seed, splits.workers, splits.augment)
-    settled = settle_autocast(tuning, job.model, some, job.device)
+    some = endless_batches(
+        splits.train, fine_tuning.batch_size, job.device, job.config.seed, splits.workers, splits.augment
+    )
+    settled = settle_autocast(fine_tuning, job.model, some, job.device)
     log.info("fine-tuning: in %s", "bfloat16" if settled.autocast == "bfloat16" else "float32")
     return settled
 
 
-def _run_trials(job: Job, progress: Progress, problem: Problem, study: Study, proposer: BaseSampler) -> None:
+def _run_trials(job: Job, progress: Progress, problem: Problem, study: Study, sampler: BaseSampler) -> None:
     settings = job.config.study
     facts = _facts(job, problem)
     keep_facts(study, facts)
@@ -254,15 +256,15 @@ def _run_trials(job: Job, progress: Progress, problem: Problem, study: Study, pr
     log.info("study '%s': %d of %d trials finished", settings.name, done, settings.n_trials)
     page = Shown(study, facts, job.folder, Path(job.config.outputs))
     page.refresh()
-    finishing = job.config.finalize.steps * job.config.finalize.seeds
+    finalize_steps = job.config.finalize.steps * job.config.finalize.seeds
 
     def tell(record: TrialRecord) -> None:
         known = read_trials(study)
         progress.trial(record, known)
         page.refresh_if_due(known)
 
-    progress.trials(facts, records, problem.recipe.batch_size, finishing)
-    run_trials(study, problem, settings, proposer, tell, job.config.pruning, page.trial)
+    progress.trials(facts, records, problem.recipe.batch_size, finalize_steps)
+    run_trials(study, problem, settings, sampler, tell, job.config.pruning, page.trial)
 
 
 def _why_none_completed(study: Study) -> str:
@@ -273,7 +275,7 @@ def _why_none_completed(study: Study) -> str:
 
 
 def _train_baseline(job: Job, progress: Progress) -> None:
-    """Give the dense model the weights that everything is compared with."""
+    """Give the dense network the weights that everything is compared with."""
     config, settings = job.config, job.config.baseline
     name = f"{config.model['name']} on {config.dataset['name']}"
     weights, fit = job.pretrained.source, job.pretrained.fit

@@ -64,7 +64,7 @@ def write_pictures(
 def draw_front(
     facts: StudyFacts, records: Sequence[TrialRecord], points: Sequence[FrontPoint], picked: int | None
 ) -> Figure:
-    """Draw accuracy on the validation split against cost, with the dense model, the budget and the picked trial."""
+    """Draw accuracy on the validation split against cost, with the dense network, the budget and the picked trial."""
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
     scale = facts.scale
@@ -114,7 +114,7 @@ def draw_front(
 
 
 def draw_fronts(fronts: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw the fronts of several studies over one another, with each one's dense model as a dotted line.
+    """Draw the fronts of several studies over one another, with each one's dense network as a dotted line.
 
     Args:
         fronts: study -> what its `front.json` holds.

@@ -100,7 +100,7 @@ class LayerSpec:
 
     @property
     def schemes(self) -> tuple[str, ...]:
-        """The schemes that the layer can have and that save multiply-adds at some rank."""
+        """The schemes that the layer can have and that save MACs at some rank."""
         return tuple(
             scheme for scheme in SCHEMES if self._reason_against(scheme) is None and self.break_even_rank(scheme) > 0
         )
@@ -140,7 +140,7 @@ class LayerSpec:
         return first * self.latent_positions.get(scheme, self.positions) + second * self.positions
 
     def break_even_rank(self, scheme: str = "full") -> int:
-        """The largest rank that still saves both multiply-adds and weights; 0 where none does."""
+        """The largest rank that still saves both MACs and weights; 0 where none does."""
         weights = self.fan_in * (self.out_size // self.groups)
         by_weights = (weights - 1) // sum(self._weights(scheme))
         by_macs = (weights * self.positions - 1) // self._macs_of_rank_one(scheme)
@@ -165,7 +165,7 @@ class LayerSpec:
         return max(self.groups, rank // self.groups * self.groups)
 
     def require_saving(self, rank: int, scheme: str = "full") -> int:
-        """Give the rank back if it saves multiply-adds.
+        """Give the rank back if it saves MACs.
 
         Raises:
             PlanError: it is above the scheme's break-even rank, or no multiple of the groups, or the layer cannot have

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ranksearch.calibrated import take_apart
+from ranksearch.calibrated import decompose_layers
 from ranksearch.closed_form import closed_form
 from ranksearch.constraint import Constraint
 from ranksearch.cost import MacsCost, NetworkCost
@@ -52,6 +52,6 @@ def find_plan(
     budget = Constraint(speedup).budget(searched)
     unseen, size = len(images) // 4, len(known[0])
     comparison, calibration = (torch.split(part, size) for part in (images[:unseen], images[unseen:]))
-    layers = take_apart(model, searched, calibration, comparison, sequential_images)
+    layers = decompose_layers(model, searched, calibration, comparison, sequential_images)
     [plan] = closed_form(layers, [budget])
     return plan

@@ -1,4 +1,4 @@
-"""What is searched: the dense model, the data, the space, and what calibration found out about every layer."""
+"""What is searched: the dense network, the data, the space, and what calibration found out about every layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ranksearch.calibrated import Calibrated, take_apart
+from ranksearch.calibrated import Calibrated, decompose_layers
 from ranksearch.cost import CostModel, MacsCost, MeasuredCost, NetworkCost, count_params
 from ranksearch.datasets import Batch, Examples, Splits, batches, draw, length
 from ranksearch.errors import SettingError, UserError
@@ -63,8 +63,8 @@ class Problem(Calibrated):
     Attributes:
         splits: the data.
         macs: multiply-accumulates of any plan, whatever the space's cost counts.
-        baseline: the dense model on the validation split.
-        params: of the dense model.
+        baseline: the dense network on the validation split.
+        params: of the dense network.
         budget: the highest cost that the constraint allows.
         recipe: a trial's fine-tuning.
         seed: of the batches; every trial sees the same ones, so that plans differ by nothing else.
@@ -154,10 +154,10 @@ def calibrate(
     seed: int,
     device: torch.device,
 ) -> Problem:
-    """Measure the dense model and decompose every layer of the space, once for all trials.
+    """Measure the dense network and decompose every layer of the space, once for all trials.
 
     Args:
-        model: the trained dense model, in eval mode, on ``device``.
+        model: the trained dense network, in eval mode, on ``device``.
         splits: the data; the test split is not read.
         space: the layers.
         settings: which training images.
@@ -174,7 +174,7 @@ def calibrate(
         images = images[:-1]  # BatchNorm would weigh a few images like a full batch, and cannot use a single one
     names = [layer.spec.name for layer in space.layers]
     sensitivities = collect_sensitivities(model, images, names, seed) if settings.loss_aware else {}
-    layers = take_apart(model, space, images, comparison, settings.sequential_images, sensitivities)
+    layers = decompose_layers(model, space, images, comparison, settings.sequential_images, sensitivities)
     problem = Problem(
         **vars(layers),
         splits=splits,

@@ -33,7 +33,7 @@ class ProfileRow:
         macs: multiply-accumulates of the dense layer.
         share: of the dense network's.
         nanoseconds: of the dense layer, for one batch on this device.
-        break_even: scheme -> the largest rank that saves multiply-adds, of the schemes that the layer can have.
+        break_even: scheme -> the largest rank that saves MACs, of the schemes that the layer can have.
         break_even_in_time: the same for the measured time.
         scheme: what the closed form chooses at the constraint's budget, or ``"dense"``.
         latent_size: the same, None where the layer stays dense.

@@ -56,7 +56,7 @@ class Progress:
     def __init__(self, view: View | None = None) -> None:
         self._view = view
         self._state = RunState()
-        self._start, self._batch, self._finishing = 0.0, 0, 0
+        self._start, self._batch, self._finalize_steps = 0.0, 0, 0
         self._before: int | None = None  # steps or trials that were over when the stage began
 
     def stage(self, name: str, total: int = 0, batch_size: int = 0) -> None:
@@ -85,18 +85,23 @@ class Progress:
         if step == state.total or step % max(1, state.total // 5) == 0:
             log.info("%s: step %d of %d, loss %.3f", state.stage, step, state.total, loss)
 
-    def trials(self, facts: StudyFacts, records: Sequence[TrialRecord], batch_size: int, finishing_steps: int) -> None:
+    def trials(self, facts: StudyFacts, records: Sequence[TrialRecord], batch_size: int, finalize_steps: int) -> None:
         """The trials begin.
 
         Args:
             facts: of the study.
             records: its trials so far.
             batch_size: images of a step of their fine-tuning.
-            finishing_steps: of fine-tuning that come after the last trial.
+            finalize_steps: of fine-tuning that come after the last trial.
         """
         done = sum(record.finished for record in records)
         self._state = RunState("search", done, facts.trials, "trials", facts=facts, records=records)
-        self._start, self._batch, self._before, self._finishing = time.perf_counter(), batch_size, done, finishing_steps
+        self._start, self._batch, self._before, self._finalize_steps = (
+            time.perf_counter(),
+            batch_size,
+            done,
+            finalize_steps,
+        )
         self._show()
 
     def trial(self, record: TrialRecord, records: Sequence[TrialRecord]) -> None:
@@ -110,10 +115,10 @@ class Progress:
         state.records, state.done = records, sum(other.finished for other in records)
         new = max(state.done - (self._before or 0), 1)  # other processes' as well: they shorten what is left
         left = (time.perf_counter() - self._start) / new * max(0, state.total - state.done)
-        state.seconds_left = left + self._finishing * self._seconds_of_a_step()
-        if record.result is not None and (tuning := record.result.seconds.get("fine_tune")):
+        state.seconds_left = left + self._finalize_steps * self._seconds_of_a_step()
+        if record.result is not None and (fine_tuning := record.result.seconds.get("fine_tune")):
             assert state.facts is not None
-            state.images_per_second = state.facts.fine_tune_steps * self._batch / tuning
+            state.images_per_second = state.facts.fine_tune_steps * self._batch / fine_tuning
         self._show()
         best = max((other for other in records if other.feasible), key=_rank, default=None)
         log.info(

@@ -143,7 +143,7 @@ def weighed(errors: Errors, weights: Weights) -> Errors:
     """Errors times weights: what allocation adds up.
 
     Args:
-        errors: layer name -> scheme -> the error to expect at rank 0, 1, ...
+        errors: layer name -> scheme -> the expected error at rank 0, 1, ...
         weights: of the same layers and schemes.
     """
     return {

@@ -1,4 +1,4 @@
-"""Trials that have no hope: others that cost no more are well ahead of them, after as many steps."""
+"""Which trials are pruned: others that cost no more are well ahead of them, after as many steps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ranksearch.errors import SettingError
 
 @dataclass(frozen=True)
 class PruningSettings:
-    """When a trial is given up.
+    """When a trial is pruned.
 
     Attributes:
         rungs: shares of the fine-tuning after which a trial is compared, 0 to below 1; none compares nothing.
-        lead: accuracy by which others are ahead of a hopeless trial before any fine-tuning, 0 to 1. Later the steps
+        lead: accuracy by which others are ahead of a trial before any fine-tuning, 0 to 1. Later the steps
             that are left can make up for less, and it shrinks with them.
         rivals: how many others.
     """
@@ -51,13 +51,13 @@ class Standing:
     accuracies: Mapping[int, float]
 
 
-def why_hopeless(
+def why_pruned(
     settings: PruningSettings, steps: int, step: int, trial: Standing, others: Iterable[Standing]
 ) -> str | None:
-    """Say why a trial has no hope to be on the front; None where it has.
+    """Say why a trial is pruned, for want of a chance to be on the front; None where it goes on.
 
     Args:
-        settings: when a trial is given up.
+        settings: when a trial is pruned.
         steps: of the whole fine-tuning.
         step: that was the trial's last.
         trial: how it did so far.
@@ -74,6 +74,6 @@ def why_hopeless(
         return None
     best, number = max(ahead)
     return (
-        f"hopeless: {100 * accuracy:.2f} % after {step} steps, where trial {number} had {100 * best:.2f} % "
+        f"well behind: {100 * accuracy:.2f} % after {step} steps, where trial {number} had {100 * best:.2f} % "
         "and costs no more"
     )

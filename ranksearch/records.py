@@ -53,7 +53,7 @@ class TrialRecord:
         """How it ended, for people; nothing where it did not."""
         if self.state == "FAIL" and not self.finished:
             return "interrupted"
-        return {"COMPLETE": "completed", "PRUNED": "given up", "FAIL": "failed"}.get(self.state, "")
+        return {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed"}.get(self.state, "")
 
 
 @dataclass(frozen=True)

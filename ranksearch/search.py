@@ -16,11 +16,11 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from ranksearch.closed_form import closed_form
-from ranksearch.errors import DivergedError, HopelessError, SettingError
+from ranksearch.errors import BehindError, DivergedError, SettingError
 from ranksearch.guided import GuidedSampler
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
-from ranksearch.pruning import PruningSettings, Standing, why_hopeless
+from ranksearch.pruning import PruningSettings, Standing, why_pruned
 from ranksearch.queueing import is_known, queue, queue_next, take_up
 from ranksearch.records import (
     CLOSED_FORM,
@@ -118,7 +118,7 @@ def run_trials(
     study: Study,
     problem: Problem,
     settings: StudySettings,
-    proposer: BaseSampler,
+    sampler: BaseSampler,
     on_trial: Callable[[TrialRecord], None],
     pruning: PruningSettings = NO_PRUNING,
     on_result: OnResult = lambda trial, result: None,
@@ -129,18 +129,18 @@ def run_trials(
         study: from `study.open_study`.
         problem: what is searched.
         settings: how long.
-        proposer: any Optuna sampler for the study's objectives.
+        sampler: any Optuna sampler for the study's objectives.
         on_trial: is told every trial that ends.
-        pruning: which trials are given up.
+        pruning: which trials are pruned.
         on_result: is told what became of a plan, while its trial can still be written to.
 
     Raises:
         KeyboardInterrupt: the person asked to stop; everything finished is in the study.
     """
-    if isinstance(proposer, GuidedSampler):
-        study.sampler = proposer.knowing(problem.space, problem.harms, problem.budget)
+    if isinstance(sampler, GuidedSampler):
+        study.sampler = sampler.knowing(problem.space, problem.harms, problem.budget)
     else:
-        study.sampler = FeasibleSampler(proposer, problem.space, problem.budget)
+        study.sampler = FeasibleSampler(sampler, problem.space, problem.budget)
 
     def tell(_: Study, trial: FrozenTrial) -> None:
         on_trial(read_trial(trial))
@@ -230,19 +230,19 @@ def _score(
         seen[step] = accuracy
         trial.set_user_attr(RUNGS, {str(step): accuracy for step, accuracy in seen.items()})
         others = [other for other in standings(study) if other.number != trial.number]
-        reason = why_hopeless(pruning, steps, step, Standing(trial.number, cost, seen), others)
+        reason = why_pruned(pruning, steps, step, Standing(trial.number, cost, seen), others)
         if reason is None and len(study.directions) == 1:
             trial.report(accuracy, step)
             if trial.should_prune():
                 reason = f"{type(study.pruner).__name__}: {100 * accuracy:.2f} % after {step} steps"
         if reason is not None:
-            raise HopelessError(reason)
+            raise BehindError(reason)
 
     if COST not in taken.user_attrs:  # from the queue it comes with it
         trial.set_user_attr(COST, cost)
     try:
         _, result = evaluate_plan(problem, plan, problem.recipe, pruning.steps(steps), on_rung)
-    except HopelessError as error:
+    except BehindError as error:
         _prune(trial, str(error))
     except (DivergedError, torch.OutOfMemoryError) as error:
         broken = f"out of memory ({str(error).splitlines()[0]}): lower calibration.sequential_images"

@@ -10,7 +10,7 @@ from ranksearch.cost import NetworkCost
 from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
 
 Value = int | str
-# Layer name -> scheme -> the error to expect at rank 0, 1, ...
+# Layer name -> scheme -> the expected error at rank 0, 1, ...
 Errors = Mapping[str, Mapping[str, Sequence[float]]]
 
 

@@ -71,7 +71,7 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def check_sampler(
-    proposer: BaseSampler,
+    sampler: BaseSampler,
     pruner: BasePruner,
     rungs: Collection[int],
     space: SearchSpace,
@@ -81,7 +81,7 @@ def check_sampler(
     """See that a sampler and a pruner can serve a study like ours, on one that is thrown away.
 
     Args:
-        proposer: the sampler.
+        sampler: the sampler.
         pruner: of one objective.
         rungs: steps of a trial's fine-tuning at which the pruner is asked.
         space: what is searched.
@@ -98,11 +98,11 @@ def check_sampler(
             advice = "cannot serve two objectives: use pruner=none, or objective=accuracy"
         if len(directions) > 1 or not rungs:
             raise SettingError("pruner", type(pruner).__name__, advice)
-    if isinstance(proposer, GuidedSampler):
+    if isinstance(sampler, GuidedSampler):
         return
-    study = optuna.create_study(directions=directions, sampler=FeasibleSampler(proposer, space, budget))
+    study = optuna.create_study(directions=directions, sampler=FeasibleSampler(sampler, space, budget))
     try:
         suggest(study.ask(), space)
     except (ValueError, NotImplementedError) as error:
-        name, reason = type(proposer).__name__, str(error).splitlines()[0]
+        name, reason = type(sampler).__name__, str(error).splitlines()[0]
         raise SettingError("sampler", name, f"cannot serve this search ({reason}): choose another") from None

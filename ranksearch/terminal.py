@@ -110,7 +110,7 @@ def render(state: RunState, console: Console) -> RenderableType:
             best = best_at(points, speedup)
             said.append(f"best at {speedup:g}x {'-' if best is None else f'{best.result.accuracy:.2%}'}")
         outcomes = Counter(record.outcome for record in records)
-        said += [f"{outcomes[what]} {what}" for what in ("given up", "failed")]
+        said += [f"{outcomes[what]} {what}" for what in ("pruned", "failed")]
     if state.images_per_second:
         said.append(f"{state.images_per_second:,.0f} images/s")
     parts.append(Text(" · ".join(said)))

@@ -45,8 +45,8 @@ class Recipe:
         momentum: of SGD, and the decay of AdamW's first moment.
         weight_decay: on weights of two axes and more; biases and norms have none.
         label_smoothing: of the labels' share of the loss.
-        distillation: the dense model's share of the loss, 0 to 1; the labels have the rest.
-        temperature: that softens both predictions when the dense model is followed.
+        distillation: the dense network's share of the loss, 0 to 1; the labels have the rest.
+        temperature: that softens both predictions when the dense network is followed.
         max_gradient_norm: longer gradients are scaled down to it.
         averaging: decay of an exponential moving average of the weights, which is what training ends with; 0 for the
             last weights as they are.
@@ -136,7 +136,7 @@ def train(
         model: maps `[B, C, H, W]` to logits `[B, num_classes]`.
         batches: as many as the recipe has steps, on the model's device.
         recipe: how.
-        teacher: the dense model, in eval mode, whose predictions the recipe's ``distillation`` follows.
+        teacher: the dense network, in eval mode, whose predictions the recipe's ``distillation`` follows.
         on_step: is told the step, from 1, and its loss.
         checkpoint: where to go on from, and to keep what is done.
 

@@ -36,7 +36,7 @@ class TrialResult:
         accuracy: on the validation split, after fine-tuning.
         loss: cross-entropy on the validation split, after fine-tuning.
         seconds: of each of `STAGES`.
-        errors: layer -> the error to expect of its choice, a share of its output's variance.
+        errors: layer -> the expected error of its choice, a share of its output's variance.
     """
 
     plan: RankPlan

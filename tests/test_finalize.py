@@ -36,11 +36,11 @@ def figures(end: Finalized) -> dict[str, object]:
 
 def test_several_seeds_give_a_mean_and_a_spread_and_the_best_is_kept(problem: Problem, tmp_path: Path) -> None:
     end = finished(problem, tmp_path, FinalizeSettings(steps=4, seeds=3))
-    accuracies = [tuned.test.accuracy for tuned in end.tuned]
-    assert [tuned.seed for tuned in end.tuned] == [problem.seed, problem.seed + 1, problem.seed + 2]
-    assert len({tuned.test.loss for tuned in end.tuned}) == 3
+    accuracies = [fine_tuned.test.accuracy for fine_tuned in end.fine_tuned]
+    assert [fine_tuned.seed for fine_tuned in end.fine_tuned] == [problem.seed, problem.seed + 1, problem.seed + 2]
+    assert len({fine_tuned.test.loss for fine_tuned in end.fine_tuned}) == 3
     assert (end.accuracy, end.spread) == (mean(accuracies), pstdev(accuracies))
-    assert end.saved.validation.accuracy == max(tuned.validation.accuracy for tuned in end.tuned)
+    assert end.saved.validation.accuracy == max(fine_tuned.validation.accuracy for fine_tuned in end.fine_tuned)
     network = load(tmp_path)
     assert evaluate(network, problem.test()) == end.saved.test
     assert evaluate(problem.build(end.point.result.plan), problem.test()) == end.before
@@ -60,7 +60,7 @@ def test_several_seeds_give_a_mean_and_a_spread_and_the_best_is_kept(problem: Pr
     assert figures(finished(problem, tmp_path, FinalizeSettings(steps=4, seeds=3))) == figures(end)
     assert evaluate(load(tmp_path), problem.test()) == end.saved.test  # made anew
     assert not (tmp_path / "export").exists()  # it was of the damaged one
-    assert len(finished(problem, tmp_path, FinalizeSettings(steps=4, seeds=1)).tuned) == 1
+    assert len(finished(problem, tmp_path, FinalizeSettings(steps=4, seeds=1)).fine_tuned) == 1
 
 
 @pytest.mark.parametrize("last", [1, 2, 4])

@@ -10,14 +10,19 @@ from conftest import ROOT
 
 # Synonyms that must stand where they do: (file, what the line says) and why.
 SPARED = [
-    ("docs/results.md", r"Many papers call twice that number FLOPs"),  # which is how readers from elsewhere find the word
+    (
+        "docs/results.md",
+        r"Many papers call twice that number FLOPs",
+    ),  # which is how readers from elsewhere find the word
     ("tests/test_cost.py", r"GFLOPS"),  # torchvision's key
     ("docs/search.md", r"ALDS|BALF"),  # their own terms
     ("benchmarks/search_rivals.py", r"ALDS|BALF"),
     ("docs/glossary.md", r"^\|"),
     ("ranksearch/storage/", r"given[ _]up"),  # of processes and of connections
     ("tests/test_storage.py", r"given[ _]up"),
-    ("ranksearch/", r"hydra_config\.runtime"),  # Hydra's
+    ("ranksearch/cost.py", r"get_total_flops"),  # torch's
+    ("CITATION.cff", r"^  - "),  # what people search for
+    ("tests/test_glossary.py", r""),
 ]
 BINARY = re.compile(r"\.(png|svg|csv|jsonl)$|^constraints\.txt$|^LICENSE$")
 

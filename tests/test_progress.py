@@ -32,8 +32,8 @@ class Seen:
         self.last = state
 
 
-def record(number: int, cost: int = 40, accuracy: float = 0.8, tuning: float = 3.0) -> TrialRecord:
-    result = TrialResult(RankPlan(), cost, 100 / cost, cost, 5, 0.5, accuracy, 1.0, {"fine_tune": tuning})
+def record(number: int, cost: int = 40, accuracy: float = 0.8, fine_tuning: float = 3.0) -> TrialRecord:
+    result = TrialResult(RankPlan(), cost, 100 / cost, cost, 5, 0.5, accuracy, 1.0, {"fine_tune": fine_tuning})
     return TrialRecord(number, "COMPLETE", True, False, result, "", 4.0)
 
 
@@ -43,18 +43,18 @@ def test_the_time_left_is_right_from_the_third_trial_on(workers: int, seconds: f
     with pytest.MonkeyPatch.context() as patch:
         clock = [0.0]
         patch.setattr("ranksearch.progress.time.perf_counter", lambda: clock[0])
-        seen, known = Seen(), [record(number, tuning=seconds * 0.6) for number in range(4)]
+        seen, known = Seen(), [record(number, fine_tuning=seconds * 0.6) for number in range(4)]
         progress = Progress(seen)
         lengths = [seconds * data.draw(st.floats(0.7, 1.4)) for _ in range(36)]
         rounds = [lengths[start : start + workers] for start in range(0, 36, workers)]
-        finishing = 200 * seconds * 0.6 / 30
+        finalize_steps = 200 * seconds * 0.6 / 30
         ends = [max(lengths) for lengths in rounds]
-        progress.trials(FACTS, known, batch_size=64, finishing_steps=200)
+        progress.trials(FACTS, known, batch_size=64, finalize_steps=200)
         for index, together in enumerate(rounds):
             clock[0] += ends[index]
-            known = known + [record(len(known) + n, tuning=seconds * 0.6) for n in range(len(together))]
+            known = known + [record(len(known) + n, fine_tuning=seconds * 0.6) for n in range(len(together))]
             progress.trial(known[-1], known)
-            left = sum(ends[index + 1 :]) + finishing
+            left = sum(ends[index + 1 :]) + finalize_steps
             if len(known) >= 4 + 3:
                 assert seen.last.seconds_left is not None
                 assert left / 2 <= seen.last.seconds_left <= left * 2
@@ -95,7 +95,7 @@ def state() -> RunState:
 def test_the_live_view_says_all_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown(state(), monkeypatch))
     for said in (
-        "search", "3 of 40 trials", "3:20 left", "dense 90.00%", "best at 2x 80.00%", "best at 4x 70.00%", "0 given up",
+        "search", "3 of 40 trials", "3:20 left", "dense 90.00%", "best at 2x 80.00%", "best at 4x 70.00%", "0 pruned",
         "1 failed", "1,234 images/s", "validation accuracy, %, over speedup",
     ):  # fmt: skip
         assert said in plain

@@ -1,4 +1,4 @@
-"""A trial is given up where others that cost no more are well ahead, and only there."""
+"""A trial is pruned where others that cost no more are well ahead, and only there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ranksearch.errors import SettingError
-from ranksearch.pruning import PruningSettings, Standing, why_hopeless
+from ranksearch.pruning import PruningSettings, Standing, why_pruned
 
 SETTINGS = PruningSettings(rungs=[0.0, 0.5], lead=0.06, rivals=2)
 others = st.lists(
@@ -21,10 +21,10 @@ others = st.lists(
 
 
 @given(others, st.integers(1, 9), st.floats(0, 1), st.sampled_from([0, 15]))
-def test_whoever_is_given_up_is_dominated_by_enough_others(
+def test_whoever_is_pruned_is_dominated_by_enough_others(
     others: list[Standing], cost: int, accuracy: float, step: int
 ) -> None:
-    reason = why_hopeless(SETTINGS, 30, step, Standing(100, cost, {step: accuracy}), others)
+    reason = why_pruned(SETTINGS, 30, step, Standing(100, cost, {step: accuracy}), others)
     lead = {0: 0.06, 15: 0.03}[step]
     ahead = [other for other in others if other.cost <= cost and other.accuracies.get(step, 0.0) > accuracy + lead]
     assert (reason is not None) == (len(ahead) >= 2)
@@ -35,11 +35,11 @@ def test_whoever_is_given_up_is_dominated_by_enough_others(
 
 
 @given(others)
-def test_the_best_so_far_is_never_given_up(others: list[Standing]) -> None:
+def test_the_best_so_far_is_never_pruned(others: list[Standing]) -> None:
     for step in (0, 15):
         seen = [other.accuracies[step] for other in others if step in other.accuracies]
         best = Standing(100, 1, {step: max(seen, default=0.5)})
-        assert why_hopeless(SETTINGS, 30, step, best, others) is None
+        assert why_pruned(SETTINGS, 30, step, best, others) is None
 
 
 def test_rungs_are_steps_of_the_fine_tuning() -> None:

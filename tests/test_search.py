@@ -311,7 +311,7 @@ def test_one_objective_is_accuracy_at_the_budget(problem: Problem) -> None:
     assert study.best_value == max(record.result.accuracy for record in records if record.result is not None)
 
 
-def hopeless_third(problem: Problem, study: Study, monkeypatch: pytest.MonkeyPatch) -> list[TrialRecord]:
+def third_behind(problem: Problem, study: Study, monkeypatch: pytest.MonkeyPatch) -> list[TrialRecord]:
     """Three trials, of which the third costs most and falls behind the others at its second rung."""
     started: list[RankPlan] = []
 
@@ -334,13 +334,13 @@ def hopeless_third(problem: Problem, study: Study, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_hopeless_trial_is_pruned_and_says_against_which(
+def test_a_trial_well_behind_is_pruned_and_says_against_which(
     problem: Problem, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:
     study = open_study("s", InMemoryStorage(), SETTINGS, objective)
-    records = hopeless_third(problem, study, monkeypatch)
+    records = third_behind(problem, study, monkeypatch)
     assert [record.state for record in records] == ["COMPLETE", "COMPLETE", "PRUNED"]
-    assert records[2].reason == "hopeless: 10.00 % after 1 steps, where trial 1 had 90.00 % and costs no more"
+    assert records[2].reason == "well behind: 10.00 % after 1 steps, where trial 1 had 90.00 % and costs no more"
     assert study.trials[2].user_attrs["rungs"] == {"0": 0.9, "1": 0.1}
     assert len(front(records)) == 1
 

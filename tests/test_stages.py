@@ -21,7 +21,7 @@ from ranksearch.storage import sqlite
 
 # What a run says when a stage begins.
 BEGINNINGS = [
-    "baseline: training the dense model",
+    "baseline: training the dense network",
     "baseline: (written to|read from)",  # calibration comes next
     "calibration:",  # and the closed form
     "study .* trials finished",  # and the first fine-tuning

@@ -79,7 +79,7 @@ def test_the_same_command_joins_a_study_and_leaves_it(storage: str, tmp_path: Pa
     assert not any(PASSWORD.encode() in content for content in written)
     assert PASSWORD not in str(said)
     assert len(list((folder / "cache").glob("baseline-*.safetensors"))) == 1
-    trained = sum("training the dense model" in out for out, _ in said)
+    trained = sum("training the dense network" in out for out, _ in said)
     assert trained == 1
     finalized = sum("finalize: fine-tuning trial" in out for out, _ in said)
     assert 1 <= finalized <= WORKERS

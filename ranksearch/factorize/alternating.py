@@ -143,7 +143,7 @@ class SplitProblem:
             second = self._refit_second(first, second, meeting)
         return first, second
 
-    def relative_error(self, first: Tensor, second: Tensor) -> float:
+    def truncation_error(self, first: Tensor, second: Tensor) -> float:
         """Share of the output's variance that two factors miss; 0 where there is none."""
         rest = self.weight.flatten(2) - (second.flatten(1, 2) @ first).reshape(*self.weight.shape[:2], -1)
         missed, total = ((rest @ self.covariance) * rest).sum(), (self.target * self.weight).sum()

@@ -11,7 +11,7 @@ from ranksearch.factorize.calibration import collect_statistics
 from ranksearch.factorize.decomposition import decompose
 from ranksearch.factorize.factors import Factors
 from ranksearch.factorize.shapes import describe
-from ranksearch.factorize.solver import LowRankSolution, relative_error
+from ranksearch.factorize.solver import LowRankSolution, truncation_error
 from ranksearch.factorize.statistics import Layer, LayerStatistics
 from ranksearch.plan import LayerSpec
 
@@ -95,7 +95,7 @@ class FactorizedLayer(nn.Module):
         raise NotImplementedError
 
     def should_factorize(self, rank: float) -> bool:
-        """Whether a latent size is below the present one: any reduction saves multiply-adds."""
+        """Whether a latent size is below the present one: any reduction saves MACs."""
         return self._spec().rank(rank) < self.latent_size
 
     @torch.no_grad()
@@ -122,7 +122,7 @@ class FactorizedLayer(nn.Module):
         factors = decompose(dense, statistics, scheme=self.scheme).factors(dense, size)
         twin = type(self)._like(dense, size, self.scheme)
         twin._set_factors(factors)
-        nmse = relative_error(dense(input), twin(input), axis=1 if isinstance(dense, nn.Conv2d) else -1)
+        nmse = truncation_error(dense(input), twin(input), axis=1 if isinstance(dense, nn.Conv2d) else -1)
         return LowRankSolution(*self._as_solution(factors.down, twin.module1.weight.detach()), factors.bias, size, nmse)
 
     def apply_solution(self, solution: LowRankSolution) -> None:

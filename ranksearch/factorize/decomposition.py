@@ -1,4 +1,4 @@
-"""A layer taken apart: `decompose` by one scheme, `decompose_schemes` by all that it can have."""
+"""A layer decomposed: `decompose` by one scheme, `decompose_schemes` by all that it can have."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def decompose_schemes(
     sensitivity: Tensor | None = None,
     schemes: Collection[str] = SCHEMES,
 ) -> dict[str, Decomposition]:
-    """Take a layer apart by every scheme that it can have and that saves multiply-adds.
+    """Take a layer apart by every scheme that it can have and that saves MACs.
 
     Args:
         layer: the dense layer.

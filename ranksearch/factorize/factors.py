@@ -27,7 +27,7 @@ class Factors:
 
 
 class Decomposition(Protocol):
-    """A layer taken apart by one scheme, from which any rank can be cut."""
+    """A layer decomposed by one scheme, from which any rank can be cut."""
 
     def expected_errors(self) -> list[float]:
         """Share of the output's variance that each rank is expected to lose on images that were not seen.
@@ -47,7 +47,7 @@ class Decomposition(Protocol):
 
 
 def at_all_rows(seen: float, unseen: float) -> float:
-    """The error to expect of a solution from all examples, from the errors of one that was made on half of them.
+    """The expected error of a solution from all examples, from the errors of one that was made on half of them.
 
     The rise of the error on unseen rows over the least there is falls as one over the number of rows, and so does
     the drop below it on the rows that were seen: at twice the rows, a quarter of the way from one to the other is gone.

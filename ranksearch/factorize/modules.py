@@ -1,4 +1,4 @@
-"""The two factorized layers: a layer into the latent space, and one out of it."""
+"""The two factorized layers: each a factor into the latent size, and one out of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class FactorizedConv2d(FactorizedLayer):
             ``dtype`` to both, the rest with its axis.
 
     Raises:
-        PlanError: the latent size saves no multiply-adds, or is no multiple of the groups, or such a convolution
+        PlanError: the latent size saves no MACs, or is no multiple of the groups, or such a convolution
             cannot have the scheme. Only a profile's `LayerSpec` knows the sizes of maps, and so whether a stride in the
             second factor leaves the first one too much to compute.
     """
@@ -88,7 +88,7 @@ class FactorizedConv2d(FactorizedLayer):
     def max_allowed_latent_channels(
         in_channels: int, out_channels: int, kernel_size: KernelSize, scheme: str = "full"
     ) -> int:
-        """The break-even rank: the largest latent size that saves multiply-adds.
+        """The break-even rank: the largest latent size that saves MACs.
 
         Where strides make the map between the factors larger than the output, a profile's `LayerSpec`, which knows
         the sizes of the maps, has a lower one.
@@ -120,7 +120,7 @@ class FactorizedConv2d(FactorizedLayer):
         A bias is always there afterwards, for the mean that the lost directions had.
 
         Raises:
-            PlanError: the latent size saves no multiply-adds, or the module cannot have the scheme.
+            PlanError: the latent size saves no MACs, or the module cannot have the scheme.
             ValueError: the module is another, or the input is empty, not finite or of another shape.
         """
         if type(module) is not nn.Conv2d:
@@ -173,7 +173,7 @@ class FactorizedLinear(FactorizedLayer):
         **kwargs: ``device`` and ``dtype``.
 
     Raises:
-        PlanError: the latent size saves no multiply-adds.
+        PlanError: the latent size saves no MACs.
     """
 
     if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class FactorizedLinear(FactorizedLayer):
 
     @staticmethod
     def max_allowed_latent_features(in_features: int, out_features: int) -> int:
-        """The break-even rank: the largest latent size that saves multiply-adds."""
+        """The break-even rank: the largest latent size that saves MACs."""
         return LayerSpec("linear layer", "linear", in_features, out_features, 1).break_even_rank()
 
     max_allowed_latent_channels = max_allowed_latent_features
@@ -227,7 +227,7 @@ class FactorizedLinear(FactorizedLayer):
         """Factorize a trained linear layer; see `FactorizedConv2d.from_conv2d`.
 
         Raises:
-            PlanError: the latent size saves no multiply-adds.
+            PlanError: the latent size saves no MACs.
         """
         if type(module) is not nn.Linear:
             raise ValueError(f"a {type(module).__name__} is not a plain Linear: only that can be factorized")
@@ -264,7 +264,7 @@ class FactorizedLinear(FactorizedLayer):
 
 
 def factorizing_could_speedup(module: nn.Module, latent_size: float, scheme: str = "full") -> bool:
-    """Whether a latent size saves multiply-adds, on maps so large that borders do not count.
+    """Whether a latent size saves MACs, on maps so large that borders do not count.
 
     Args:
         module: for a convolution or a linear layer, whether the size is at or below the break-even rank; for one that

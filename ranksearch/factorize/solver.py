@@ -32,7 +32,7 @@ class LowRankSolution:
     nmse: float = 0.0
 
 
-def relative_error(target: Tensor, found: Tensor, axis: int = -1) -> float:
+def truncation_error(target: Tensor, found: Tensor, axis: int = -1) -> float:
     """Squared error over the target's variance about its mean per output; 0 where both are nothing.
 
     Args:
@@ -107,7 +107,7 @@ def factorize_matrix(
         raise ValueError(f"bias {list(bias.shape)} does not fit Y {list(Y.shape)}: give [M]")
     size = resolve_latent_size(rank, X.shape[1], Y.shape[1])
     if Wb is not None and size >= Wa.shape[1]:
-        return LowRankSolution(Wa, Wb, bias, -1, relative_error(Y, _apply(X, Wa, Wb, bias)))
+        return LowRankSolution(Wa, Wb, bias, -1, truncation_error(Y, _apply(X, Wa, Wb, bias)))
     inputs, targets = X.cpu().double(), Y.cpu().double()
     mean, target_mean = inputs.mean(0), targets.mean(0)
     centred = inputs - mean
@@ -121,7 +121,7 @@ def factorize_matrix(
         first, second = fit @ directions, directions.mT
         offset = target_mean - mean @ first @ second
     solved = first.to(Wa), None if second is None else second.to(Wa), offset.to(Wa)
-    nmse = relative_error(Y, _apply(X.to(Wa), *solved))
+    nmse = truncation_error(Y, _apply(X.to(Wa), *solved))
     return LowRankSolution(*solved, -1 if second is None else size, nmse)
 
 
@@ -192,5 +192,5 @@ def factorize_conv2d(
     first = nn.Conv2d(X.shape[1], size, weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]
     first.weight = nn.Parameter(factors.down, requires_grad=False)
     found = nn.functional.conv2d(first(X), factors.up, factors.bias, groups=groups)
-    nmse = relative_error(as_rows(dense(X), dense), as_rows(found, dense))
+    nmse = truncation_error(as_rows(dense(X), dense), as_rows(found, dense))
     return LowRankSolution(factors.down, factors.up, factors.bias, size, nmse)

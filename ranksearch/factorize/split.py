@@ -167,7 +167,7 @@ class _Fold:
 
 
 def _cross_validated(folds: Sequence[_Fold], ranks: Sequence[int], ridge: float) -> list[float]:
-    """The error to expect at some ranks of each group: solved on one half of the examples, measured on the other.
+    """The expected error at some ranks of each group: solved on one half of the examples, measured on the other.
 
     Args:
         folds: one or both.
@@ -179,8 +179,8 @@ def _cross_validated(folds: Sequence[_Fold], ranks: Sequence[int], ridge: float)
         ridged = fold.problem.ridged(ridge)
         for index, rank in enumerate(ranks):
             factors = ridged.solve(fold.starts[:, :rank])
-            seen = fold.problem.relative_error(*factors)
-            unseen = seen if fold.other is fold.problem else fold.other.relative_error(*factors)
+            seen = fold.problem.truncation_error(*factors)
+            unseen = seen if fold.other is fold.problem else fold.other.truncation_error(*factors)
             errors[index] += at_all_rows(seen, unseen) / len(folds)
     return errors
 

@@ -38,7 +38,7 @@ class LayerProfile:
     classifier: str | None
 
 
-TOO_SMALL = "too small: no latent size saves multiply-adds"
+TOO_SMALL = "too small: no latent size saves MACs"
 
 
 def _reason_to_skip(module: nn.Module, positions: int) -> str | None:

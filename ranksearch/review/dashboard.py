@@ -17,7 +17,7 @@ from ranksearch.errors import first_line
 from ranksearch.facts import StudyFacts
 from ranksearch.locks import first
 from ranksearch.records import TrialRecord, read_trials
-from ranksearch.review.figures import front_figure, heat_map, importance_figure, tuning_figure
+from ranksearch.review.figures import fine_tuning_figure, front_figure, heat_map, importance_figure
 from ranksearch.review.note import write_note
 from ranksearch.review.plan_picture import draw_plan
 from ranksearch.trial import TrialResult
@@ -33,7 +33,7 @@ FIGURES = {
     "front": ("Front", front_figure),
     "latent-sizes": ("Share of its MACs that each layer keeps", heat_map),
     "importance": ("Share of the expected loss by layer", importance_figure),
-    "fine-tuning": ("Accuracy after fine-tuning against before", tuning_figure),
+    "fine-tuning": ("Accuracy after fine-tuning against before", fine_tuning_figure),
 }
 
 

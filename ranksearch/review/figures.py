@@ -135,7 +135,7 @@ def importance_figure(facts: StudyFacts, records: Sequence[TrialRecord]) -> go.F
     return figure
 
 
-def tuning_figure(facts: StudyFacts, records: Sequence[TrialRecord]) -> go.Figure:
+def fine_tuning_figure(facts: StudyFacts, records: Sequence[TrialRecord]) -> go.Figure:
     """Validation accuracy after fine-tuning against before, trials coloured by speedup."""
     done = completed(records)
     figure = _figure(380, "before fine-tuning, %", f"after {facts.fine_tune_steps} steps, %")

@@ -15,12 +15,12 @@ from ranksearch.palette import SCHEME_COLORS
 from ranksearch.plan import SCHEMES
 from ranksearch.records import FrontPoint, TrialRecord, front, volumes
 from ranksearch.review.figures import (
+    fine_tuning_figure,
     front_figure,
     heat_map,
     history_figure,
     importance_figure,
     layers_figure,
-    tuning_figure,
 )
 from ranksearch.review.page import write_page
 from ranksearch.review.plans import SPEEDUPS, after, best_at, by_scheme, by_speedup, completed
@@ -63,7 +63,7 @@ def write_report(
             "macs": layers_figure(facts.layers, "MACs, millions", macs),
             "heat": heat_map(facts, records),
             "importance": importance_figure(facts, records),
-            "tuning": tuning_figure(facts, records),
+            "fine_tuning": fine_tuning_figure(facts, records),
             "history": history_figure(facts, volumes(records, facts.cost)),
         }
     content = {
@@ -208,7 +208,7 @@ def _clock_said(facts: StudyFacts, finalized: Finalized | None) -> str:
 
 
 def _notes(facts: StudyFacts, finalized: Finalized | None) -> list[tuple[str, str]]:
-    seeds = ", ".join(str(tuned.seed) for tuned in finalized.tuned) if finalized else ""
+    seeds = ", ".join(str(fine_tuned.seed) for fine_tuned in finalized.fine_tuned) if finalized else ""
     notes = [
         ("network and data", f"{facts.model} on {facts.dataset}"),
         ("trials", f"validation accuracy {after(facts.fine_tune_steps)}, seed {facts.seed}"),

@@ -19,7 +19,7 @@ from sqlalchemy import event, or_
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
-from ranksearch.storage.reading import Plan, read_trials
+from ranksearch.storage.reading import Parameters, read_trials
 from ranksearch.storage.stale import Watch, take_up_again
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,9 @@ class Database(RDBStorage):
                 heartbeat_stale_trial_callback=take_up_again,
             )
         self._watch = Watch()
-        self._plans: dict[int, Plan] = {}  # parameters and their distributions, of trials that get no more of them
+        self._plans: dict[
+            int, Parameters
+        ] = {}  # parameters and their distributions, of trials that get no more of them
 
     def _set_trial_param_without_commit(
         self,

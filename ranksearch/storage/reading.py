@@ -17,10 +17,10 @@ from sqlalchemy.orm import Session
 from ranksearch.records import CLOSED_FORM
 
 # Values of parameters, and their distributions.
-Plan = tuple[dict[str, Any], dict[str, BaseDistribution]]
+Parameters = tuple[dict[str, Any], dict[str, BaseDistribution]]
 
 
-def read_trials(session: Session, wanted: Sequence[Any], known: dict[int, Plan]) -> list[FrozenTrial]:
+def read_trials(session: Session, wanted: Sequence[Any], known: dict[int, Parameters]) -> list[FrozenTrial]:
     """Read some trials, in the order they were made.
 
     Args:
@@ -64,7 +64,7 @@ def read_trials(session: Session, wanted: Sequence[Any], known: dict[int, Plan])
     return found
 
 
-def _plans(session: Session, trials: Sequence[int]) -> dict[int, Plan]:
+def _plans(session: Session, trials: Sequence[int]) -> dict[int, Parameters]:
     param, plans = models.TrialParamModel, {}
     stored = _by_trial(session, trials, param, param.param_name, param.param_value, param.distribution_json)
     for trial_id, entries in stored.items():

@@ -99,7 +99,7 @@ def factorized(case: Case, rank: int, shrinkage: float | None = TIE_BREAK) -> nn
     return factorize_model(root, RankPlan({"0": LayerChoice(rank)}), decompositions)
 
 
-def relative_error(exact: Tensor, approximate: Tensor) -> float:
+def truncation_error(exact: Tensor, approximate: Tensor) -> float:
     return float((exact - approximate).square().sum() / (exact - exact.mean(0)).square().sum())
 
 
@@ -110,7 +110,7 @@ def test_truncation_error_is_the_measured_error(case: Case, schemes: tuple[str, 
     exact = outputs_as_rows(case.layer, case.inputs)
     spec = describe(case.layer)
     for rank in range(spec.groups, spec.break_even_rank() + 1, spec.groups):
-        measured = relative_error(exact, outputs_as_rows(factorized(case, rank, shrinkage=None), case.inputs))
+        measured = truncation_error(exact, outputs_as_rows(factorized(case, rank, shrinkage=None), case.inputs))
         assert measured == pytest.approx(errors[rank], rel=1e-5, abs=1e-10)
 
 
@@ -127,8 +127,8 @@ def test_the_closed_form_is_reduced_rank_regression(case: Case) -> None:
         fitted = centred_rows @ torch.linalg.lstsq(centred_rows, centred, driver="gelsd").solution
         directions = torch.linalg.svd(fitted, full_matrices=False).Vh[:2]
         best.append(fitted @ directions.T @ directions + target.mean(0))
-    optimum = relative_error(exact, torch.stack(best, 1).flatten(1))
-    ours = relative_error(exact, outputs_as_rows(factorized(case, 2 * groups), case.inputs))
+    optimum = truncation_error(exact, torch.stack(best, 1).flatten(1))
+    ours = truncation_error(exact, outputs_as_rows(factorized(case, 2 * groups), case.inputs))
     assert optimum * 0.9999 - 1e-9 <= ours <= optimum * 1.0001 + 1e-9
 
 
@@ -189,7 +189,7 @@ def test_shrinkage_does_no_worse_on_rows_that_were_not_seen(rows: int, decay: fl
         exact = outputs_as_rows(layer, held_out)
         for rank in (32, 60):
             chosen, without = (
-                relative_error(exact, outputs_as_rows(factorized(Case(layer, sample), rank, strength), held_out))
+                truncation_error(exact, outputs_as_rows(factorized(Case(layer, sample), rank, strength), held_out))
                 for strength in (None, TIE_BREAK)
             )
             ratios.append(math.log(chosen / without))

@@ -1,4 +1,4 @@
-"""Factorized layers are drop-ins that always save multiply-adds."""
+"""Factorized layers are drop-ins that always save MACs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ranksearch.factorize import (
     factorizing_could_speedup,
 )
 from ranksearch.factorize.shapes import describe, settings_of
-from ranksearch.factorize.solver import relative_error
+from ranksearch.factorize.solver import truncation_error
 from ranksearch.plan import SCHEMES, LayerChoice, LayerSpec, RankPlan
 
 sizes = st.integers(2, 24)
@@ -105,13 +105,13 @@ def test_published_names_of_the_largest_size_agree() -> None:
         (nn.ReLU(), 1, False),
     ],
 )
-def test_what_could_speed_up(module: nn.Module, size: float, expected: bool) -> None:
+def test_what_could_gain(module: nn.Module, size: float, expected: bool) -> None:
     assert factorizing_could_speedup(module, size) is expected
 
 
 @given(convolutions(40, 40, PLANES, most=20), st.sampled_from(SCHEMES))
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_what_could_speed_up_does_on_large_maps(layer: nn.Conv2d, scheme: str) -> None:
+def test_what_could_gain_does_on_large_maps(layer: nn.Conv2d, scheme: str) -> None:
     shape, dense = (layer.in_channels, 400, 400), nn.Sequential(layer.float())
     with torch.device("meta"):
         dense = dense.to("meta")
@@ -197,7 +197,7 @@ def test_lowering_the_rank_is_the_best_that_can_be_had_from_there(layer: nn.Modu
     assert low.scheme == scheme
     assert solution.rank == 2
     axis = -1 if isinstance(layer, nn.Linear) else 1
-    assert relative_error(before, after, axis) == pytest.approx(solution.nmse, rel=1e-4, abs=1e-9)
+    assert truncation_error(before, after, axis) == pytest.approx(solution.nmse, rel=1e-4, abs=1e-9)
     assert not low.should_factorize(2)
 
 

@@ -24,7 +24,7 @@ from ranksearch.factorize import (
     profile_layers,
 )
 from ranksearch.factorize.full import decompose_fully
-from ranksearch.factorize.solver import relative_error
+from ranksearch.factorize.solver import truncation_error
 from ranksearch.plan import LayerChoice, RankPlan
 
 NAMES = [
@@ -162,7 +162,7 @@ def test_other_dtypes_are_kept(dtype: torch.dtype, precision: float) -> None:
     result = factorize_model(model, RankPlan({"0": LayerChoice(8)}), {"0": {"full": decomposition}})
     assert {tensor.dtype for tensor in result.state_dict().values()} == {dtype}
     with torch.no_grad():
-        measured = relative_error(model(images), result(images), axis=1)
+        measured = truncation_error(model(images), result(images), axis=1)
     assert measured == pytest.approx(decomposition.truncation_errors()[8], rel=precision)
 
 

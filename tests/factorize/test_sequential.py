@@ -22,7 +22,7 @@ from ranksearch.factorize import (
     profile_layers,
     recalibrate_batchnorm,
 )
-from ranksearch.factorize.solver import relative_error
+from ranksearch.factorize.solver import truncation_error
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.problem import Problem
 
@@ -94,7 +94,7 @@ def test_a_layer_makes_good_what_the_layers_before_it_lost(name: str) -> None:
         for layers in (network, factorize_model(model, PLANS[name], ways)):
             # All that comes before the last layer is the same in both.
             network.set_submodule(last, layers.get_submodule(last))
-            errors.append(relative_error(*(output_of(net, last, images) for net in (model, network)), axis=1))
+            errors.append(truncation_error(*(output_of(net, last, images) for net in (model, network)), axis=1))
         assert errors[0] < errors[1]
 
 
@@ -114,7 +114,7 @@ def test_a_trained_network_comes_nearer_to_its_dense_one(problem: Problem, speed
 
 
 def best_rank(inputs: Tensor, target: Tensor, rank: int) -> float:
-    """The least relative error of an affine map of a rank from rows to rows (reduced-rank regression)."""
+    """The least truncation error of an affine map of a rank from rows to rows (reduced-rank regression)."""
     inputs, target = (rows - rows.mean(0) for rows in (inputs, target))
     fitted = inputs @ torch.linalg.lstsq(inputs, target).solution
     kept = torch.linalg.svd(fitted, full_matrices=False)
@@ -155,7 +155,7 @@ def test_a_first_layer_is_what_one_shot_makes_of_the_same_images(layer: nn.Conv2
     with torch.no_grad():
         dense = layer(images)
         networks = (factorize_model(layer, plan, ways), factorize_sequentially(layer, plan, ways, images))
-        one_shot, in_turn = (relative_error(dense, network(images), axis=1) for network in networks)
+        one_shot, in_turn = (truncation_error(dense, network(images), axis=1) for network in networks)
     assert in_turn == pytest.approx(one_shot, rel=0.02, abs=1e-7)
 
 
@@ -283,8 +283,8 @@ def test_low_precision_and_autocast_come_near_the_same_factors() -> None:
     half = factorize_sequentially(copy.deepcopy(model).bfloat16(), plan, {}, images.bfloat16())
     with torch.no_grad():
         target = precise(images)
-        assert relative_error(target, under(images).float(), axis=1) < 0.02
-        assert relative_error(target, half(images.bfloat16()).float(), axis=1) < 0.02
+        assert truncation_error(target, under(images).float(), axis=1) < 0.02
+        assert truncation_error(target, half(images.bfloat16()).float(), axis=1) < 0.02
     assert under.first.module0.weight.dtype == torch.float32
     assert half.first.module0.weight.dtype == torch.bfloat16
 
@@ -330,5 +330,5 @@ def test_a_sensitivity_weighs_the_errors() -> None:
     plain, weighed = (factorize_sequentially(layer, plan, {}, images, given) for given in (None, {"": weights}))
     with torch.no_grad():
         dense = layer(images)
-        first = [relative_error(dense[:, :1], network(images)[:, :1], axis=1) for network in (plain, weighed)]
+        first = [truncation_error(dense[:, :1], network(images)[:, :1], axis=1) for network in (plain, weighed)]
     assert first[1] < 0.01 < first[0]

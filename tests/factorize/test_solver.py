@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ranksearch.factorize import LowRankSolution, factorize_conv2d, factorize_matrix
-from ranksearch.factorize.solver import relative_error
+from ranksearch.factorize.solver import truncation_error
 
 
 def problem(seed: int, rows: int, wide: int, out: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,7 +29,7 @@ def predict(X: Tensor, solution: LowRankSolution) -> Tensor:
 def test_a_matrix_solution_is_the_optimum_of_its_rank(seed: int, wide: int, out: int, rank: int) -> None:
     X, Y, Wa = problem(seed, 60, wide, out)
     solution = factorize_matrix(X, Y, Wa, rank=rank)
-    assert solution.nmse == pytest.approx(relative_error(Y, predict(X, solution)))
+    assert solution.nmse == pytest.approx(truncation_error(Y, predict(X, solution)))
     if rank >= min(wide, out):
         assert (solution.rank, solution.Wb) == (-1, None)
     else:
@@ -39,7 +39,7 @@ def test_a_matrix_solution_is_the_optimum_of_its_rank(seed: int, wide: int, out:
     centred, target = X - X.mean(0), Y - Y.mean(0)
     Q, _ = torch.linalg.qr(centred)
     U, S, Vh = torch.linalg.svd(Q.T @ target, full_matrices=False)
-    optimum = relative_error(Y, Q @ (U[:, :rank] * S[:rank]) @ Vh[:rank] + Y.mean(0))
+    optimum = truncation_error(Y, Q @ (U[:, :rank] * S[:rank]) @ Vh[:rank] + Y.mean(0))
     assert solution.nmse <= 1.0001 * optimum + 1e-12
 
 
@@ -51,7 +51,7 @@ def test_a_rank_at_or_above_the_present_one_changes_nothing() -> None:
     assert solution.Wa is Wa
     assert solution.Wb is Wb
     assert solution.bias is bias
-    assert solution.nmse == pytest.approx(relative_error(Y, X @ Wa @ Wb + bias))
+    assert solution.nmse == pytest.approx(truncation_error(Y, X @ Wa @ Wb + bias))
     assert factorize_matrix(X, Y, Wa, Wb, bias, rank=2).rank == 2
 
 
@@ -85,7 +85,7 @@ def test_a_convolution_solution_is_what_it_says(settings: dict[str, object], bia
     assert solution.Wb is not None
     exact = F.conv2d(X, Wa, bias, **settings)  # type: ignore[arg-type]
     found = F.conv2d(F.conv2d(X, solution.Wa, **settings), solution.Wb, solution.bias, groups=groups)  # type: ignore[arg-type]
-    assert solution.nmse == pytest.approx(relative_error(exact, found, axis=1), rel=1e-6)
+    assert solution.nmse == pytest.approx(truncation_error(exact, found, axis=1), rel=1e-6)
     again = factorize_conv2d(X, solution.Wa, solution.Wb, 2, None, solution.bias, **settings)
     assert again.rank == 2
     kept = factorize_conv2d(X, solution.Wa, solution.Wb, 4, None, solution.bias, **settings)
@@ -139,4 +139,4 @@ def test_biases_of_both_factors_are_kept_together() -> None:
     lower = factorize_conv2d(X, Wa, Wb, 4, first, second)
     assert lower.Wb is not None
     found = F.conv2d(F.conv2d(X, lower.Wa), lower.Wb, lower.bias)
-    assert lower.nmse == pytest.approx(relative_error(exact, found, axis=1))
+    assert lower.nmse == pytest.approx(truncation_error(exact, found, axis=1))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ranksearch.errors import PlanError
 from ranksearch.factorize import FactorizedConv2d, collect_statistics, decompose, decompose_schemes, factorize_model
 from ranksearch.factorize.shapes import describe, joined_settings, settings_of, split_settings
-from ranksearch.factorize.solver import relative_error
+from ranksearch.factorize.solver import truncation_error
 from ranksearch.factorize.split import FEW_RANKS, LEAST_RIDGE, SplitDecomposition, _cross_validated
 from ranksearch.plan import FIRST_AXES, SCHEMES, LayerChoice, RankPlan
 
@@ -96,8 +96,8 @@ def test_the_error_of_the_quadratic_form_is_the_measured_error(layer: nn.Conv2d,
     problem = split.problem(statistics.all)
     first, second = problem.ridged(split.ridge).solve(problem.ridged(split.ridge).first_factors()[0][:, :rank])
     with torch.no_grad():
-        measured = relative_error(layer(seen), joined(layer, split, rank * layer.groups, scheme)(seen), axis=1)
-    assert problem.relative_error(first, second) == pytest.approx(measured, rel=1e-6, abs=1e-10)
+        measured = truncation_error(layer(seen), joined(layer, split, rank * layer.groups, scheme)(seen), axis=1)
+    assert problem.truncation_error(first, second) == pytest.approx(measured, rel=1e-6, abs=1e-10)
 
 
 @given(layers, st.sampled_from(SPLITS), st.integers(1, 3))
@@ -109,12 +109,12 @@ def test_taking_turns_only_lowers_the_error(layer: nn.Conv2d, scheme: str, rank:
     first = problem.first_factors()[0][:, :rank]
     meeting = problem._meet(first)
     second = problem._refit_second(first, torch.zeros(*problem.weight.shape[:3], rank).double(), meeting)
-    errors = [problem.relative_error(first, second)]
+    errors = [problem.truncation_error(first, second)]
     for _ in range(3):
         first, meeting = problem._improve_first(first, second, meeting)
-        errors.append(problem.relative_error(first, second))
+        errors.append(problem.truncation_error(first, second))
         second = problem._refit_second(first, second, meeting)
-        errors.append(problem.relative_error(first, second))
+        errors.append(problem.truncation_error(first, second))
     assert all(after <= before * (1 + 1e-6) + 1e-12 for before, after in itertools.pairwise(errors))
     assert torch.allclose(meeting, problem._meet(first), atol=1e-6 * float(meeting.abs().max()))
 
@@ -127,7 +127,7 @@ def test_gradient_descent_finds_hardly_better_factors(scheme: str) -> None:
     ours = FactorizedConv2d.from_conv2d(layer, 4, input=seen, scheme=scheme)
     with torch.no_grad():
         exact = layer(seen)
-        error = relative_error(exact, ours(seen), axis=1)
+        error = truncation_error(exact, ours(seen), axis=1)
     optimizer = torch.optim.LBFGS(ours.parameters(), max_iter=300, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -138,7 +138,7 @@ def test_gradient_descent_finds_hardly_better_factors(scheme: str) -> None:
 
     optimizer.step(closure)
     with torch.no_grad():
-        assert error <= 1.15 * relative_error(exact, ours(seen), axis=1)
+        assert error <= 1.15 * truncation_error(exact, ours(seen), axis=1)
 
 
 @given(layers)
@@ -163,7 +163,7 @@ def test_expected_errors_are_those_on_images_that_were_not_seen(scheme: str) -> 
     with torch.no_grad():
         for rank in (2, 5, 8):
             twin = FactorizedConv2d.from_conv2d(layer, rank, statistics=statistics, scheme=scheme)
-            assert expected[rank] == pytest.approx(relative_error(layer(unseen), twin(unseen), axis=1), rel=0.1)
+            assert expected[rank] == pytest.approx(truncation_error(layer(unseen), twin(unseen), axis=1), rel=0.1)
 
 
 @pytest.mark.parametrize("scheme", SPLITS)
@@ -182,7 +182,7 @@ def test_scarce_patches_are_helped_by_white_ones(scheme: str) -> None:
         twin = FactorizedConv2d(16, 16, 3, 5, scheme, padding=1)
         twin._set_factors(plain.factors(layer, 5))
         with torch.no_grad():
-            errors.append(relative_error(layer(unseen), twin(unseen), axis=1))
+            errors.append(truncation_error(layer(unseen), twin(unseen), axis=1))
     assert errors[0] < errors[1]
 
 
@@ -250,7 +250,7 @@ def test_a_far_mean_does_not_drown_the_factors(scheme: str) -> None:
         again.load_state_dict(layer.state_dict())
         with torch.no_grad():
             shifted = (seen + shift).double()
-            errors.append(relative_error(again(shifted), twin(shifted), axis=1))
+            errors.append(truncation_error(again(shifted), twin(shifted), axis=1))
     assert errors[1] == pytest.approx(errors[0], rel=1e-3)
 
 

@@ -19,7 +19,7 @@ from ranksearch.factorize import (
     factorize_model,
     profile_layers,
 )
-from ranksearch.factorize.solver import relative_error
+from ranksearch.factorize.solver import truncation_error
 from ranksearch.plan import LayerChoice, RankPlan
 
 
@@ -174,7 +174,7 @@ def test_a_smaller_plan_needs_no_new_calibration() -> None:
         for size in (6, 2)
     )
     exact = model.twice(model.stem(inputs)).detach()
-    errors = [relative_error(exact, other.twice(other.stem(inputs)).detach(), axis=1) for other in (large, small)]
+    errors = [truncation_error(exact, other.twice(other.stem(inputs)).detach(), axis=1) for other in (large, small)]
     assert errors[0] < errors[1]
     assert torch.equal(large.twice[0].module0.weight[:2], small.twice[0].module0.weight)
 

@@ -160,7 +160,7 @@ def test_trials_that_did_not_complete_are_told_apart(searched: Searched, tmp_pat
     ] + [TrialRecord(2, "PRUNED", False, False, None, "well behind", 1.0)]
     write_report(tmp_path / "report.html", "s", searched.facts, records, None, None, None)
     page = (tmp_path / "report.html").read_text()
-    assert "Trials: 1 interrupted, 1 failed, 1 given up." in page
+    assert "Trials: 1 interrupted, 1 failed, 1 pruned." in page
     assert "trial 2: well behind" in page
 
 

@@ -27,7 +27,7 @@ function themed(layout) {
 }
 
 // What of a point on a figure says its trial.
-const trialOf = { front: (point) => point.customdata, heat: (point) => point.x, tuning: (point) => point.customdata[0] };
+const trialOf = { front: (point) => point.customdata, heat: (point) => point.x, fine_tuning: (point) => point.customdata[0] };
 const drawn = new Set();
 
 function draw(id) {
