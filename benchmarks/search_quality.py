@@ -39,9 +39,9 @@ from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe
 from ranksearch.proxies import Fisher, Mixture, Probes, Proxy, Relative, weighed
 from ranksearch.records import TrialRecord, read_trials
 from ranksearch.rules import Rule, SpaceSettings
-from ranksearch.search import StudySettings, queue_closed_form, run_trials
+from ranksearch.search import queue_closed_form, run_trials
 from ranksearch.storage import sqlite
-from ranksearch.study import open_study
+from ranksearch.study import StudySettings, open_study
 from ranksearch.training import Recipe, evaluate
 from ranksearch.trial import evaluate_plan
 

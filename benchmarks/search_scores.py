@@ -109,7 +109,7 @@ class Judge:
 def fine_tune(problem: Problem, network: nn.Module, steps: int, rate: float = RATE) -> nn.Module:
     """Train a network as a trial does, in place."""
     torch.manual_seed(problem.seed)
-    recipe = replace(problem.recipe, steps=steps, learning_rate=rate)
+    recipe = replace(problem.fine_tuning, steps=steps, learning_rate=rate)
     data = endless_batches(problem.splits.train, recipe.batch_size, problem.device, problem.seed)
     train(network, data, recipe, teacher=problem.model)
     return network
@@ -181,7 +181,9 @@ def elastic_scores(problem: Problem, judge: Judge, plans: list[RankPlan], steps:
             share = float(np.exp(generator.uniform(low, high)))
             yield from drawn(problem, share, [float(generator.uniform(0, 1.2))], generator)
 
-    elastic = search_elastic.fine_tuned(problem, endless(), replace(problem.recipe, steps=steps, learning_rate=RATE))
+    elastic = search_elastic.fine_tuned(
+        problem, endless(), replace(problem.fine_tuning, steps=steps, learning_rate=RATE)
+    )
     rows = []
     for plan in plans:
         row = judge.scores(f"elastic, {steps} steps for all", elastic.network(plan))

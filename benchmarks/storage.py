@@ -33,9 +33,9 @@ from ranksearch.models import cifar_resnet
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.rules import SpaceSettings, build_space
-from ranksearch.search import StudySettings, run_trials
+from ranksearch.search import run_trials
 from ranksearch.storage import journal, rdb, sqlite
-from ranksearch.study import open_study
+from ranksearch.study import StudySettings, open_study
 from ranksearch.training import Recipe
 from ranksearch.trial import TrialResult
 
@@ -59,7 +59,9 @@ def describe(depth: int) -> Problem:
         for layer in space.layers
     }
     budget = Constraint(1.5).budget(space)
-    return cast(Problem, SimpleNamespace(space=space, harms=errors, errors=errors, budget=budget, recipe=Recipe(60)))
+    return cast(
+        Problem, SimpleNamespace(space=space, harms=errors, errors=errors, budget=budget, fine_tuning=Recipe(60))
+    )
 
 
 def work(problem: Problem, options: argparse.Namespace, folder: Path, number: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from difflib import get_close_matches
 from pathlib import Path
 
 import optuna
@@ -19,7 +18,7 @@ from ranksearch.records import front, read_trials
 from ranksearch.review.comparison import comparison_rows, write_comparison
 from ranksearch.review.dashboard import Shown
 from ranksearch.review.serving import dashboard
-from ranksearch.search import study_folder
+from ranksearch.study import require_studies, study_folder
 from ranksearch.summary import format_table
 
 log = logging.getLogger(__name__)
@@ -50,12 +49,7 @@ def run_report(config: RunConfig, storage: BaseStorage) -> None:
         UserError: there is no such study, or it says too little of itself.
     """
     names, outputs = config.study.names, Path(config.outputs)
-    known_names = optuna.get_all_study_names(storage)
-    if missing := [name for name in names if name not in known_names]:
-        near = get_close_matches(missing[0], known_names) or sorted(known_names)[:8]
-        raise UserError(
-            f"there is no study '{missing[0]}' in this storage: use {', '.join(near) or 'task=search first'}"
-        )
+    require_studies(storage, names, to="report on")
     studies = [optuna.load_study(study_name=name, storage=storage) for name in names]
     known = [(study, read_facts(study), read_trials(study)) for study in studies]
     if len(known) > 1:

@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import hydra
 import optuna
-import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
@@ -28,45 +27,21 @@ from hydra.errors import (
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
-from optuna import Study
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage
 
 from ranksearch.afterwards import run_dashboard, run_export, run_report
-from ranksearch.building import build, build_data, build_fine_tuning, build_model, build_sampler, rules_of
 from ranksearch.config import RunConfig, Schemas
-from ranksearch.cost import CostModel, MeasuredCost
-from ranksearch.datasets import held_on
-from ranksearch.device import choose_device, device_in_words
-from ranksearch.errors import SettingError, UserError, first_line, is_full_disk
-from ranksearch.job import Job, run_finalize, run_profile, run_search
-from ranksearch.problem import describe_space
-from ranksearch.proxies import Proxy
+from ranksearch.errors import UserError, first_line, is_full_disk
+from ranksearch.job import run_finalize, run_profile, run_search
+from ranksearch.preparing import open_job_study, open_known_storage, prepare
 from ranksearch.schema import freeze
-from ranksearch.search import study_folder
 from ranksearch.storage import failures_told, holds_password
-from ranksearch.study import check_sampler, open_study
+from ranksearch.study import study_folder
 from ranksearch.sweep import JobOutcome, write_outcome
 from ranksearch.terminal import watched
 
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
-# What makes two trials comparable: a study holds trials of one value of each.
-COMPARED = (
-    "model",
-    "dataset",
-    "space",
-    "cost",
-    "constraint",
-    "proxy",
-    "fine_tune",
-    "baseline",
-    "calibration",
-    "seed",
-    "objective",
-)
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
@@ -168,10 +143,13 @@ def _perform(cfg: DictConfig) -> None:
         if config.task in looks:
             look, to = looks[config.task]
             with failures_told():
-                look(config, _open_storage(config, to))
+                look(config, open_known_storage(config, to))
             return
-        job = _prepare(cfg, plain, config)
-        search = _open_study(job) if config.task in ("search", "finalize") else None
+        _hush_optuna()
+        # Unresolved, for what stands behind ${oc.env:...} belongs in no file.
+        settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+        job = prepare(config, plain, settings, _command())
+        search = open_job_study(job) if config.task in ("search", "finalize") else None
     except UserError:
         if hydra_config.mode == RunMode.RUN:
             _forget_run(Path(hydra_config.runtime.output_dir), Path(cfg.outputs))
@@ -226,34 +204,12 @@ def _read(cfg: DictConfig) -> tuple[dict[str, Any], RunConfig]:
     return plain, freeze(RunConfig, plain)
 
 
-def _prepare(cfg: DictConfig, plain: dict[str, Any], config: RunConfig) -> Job:
-    """Build every object and make every check; whatever the person got wrong shows here."""
+def _hush_optuna() -> None:
+    """Let Optuna speak through our log, and of trials not at all, which ranksearch tells of in its own words."""
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
     if HydraConfig.get().verbose is False:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # ranksearch tells of trials in its own words
-    device = choose_device(config.device, config.worker)
-    log.info("device: %s (%s)", device, device_in_words(device))
-    fine_tuning = build_fine_tuning(config.fine_tune)
-    splits = held_on(build_data(config), device)
-    model, recipe, pretrained = build_model(config, splits)
-    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stubs
-    cost_model = build("cost", config.cost, (CostModel, MeasuredCost))
-    space = describe_space(model, splits, rules_of(config), cost_model, device)
-    try:
-        budget = config.constraint.budget(space)
-    except SettingError as error:
-        raise error.inside("constraint") from None
-    compared = {key: plain[key] for key in COMPARED}
-    for group, elsewhere in (("dataset", ("root", "workers")), ("cost", ("cache",))):  # which change no figure
-        compared[group] = {key: value for key, value in compared[group].items() if key not in elsewhere}
-    if pretrained.checksum is not None:  # what is in the file counts, not where it lies
-        compared["model"] = {**compared["model"], "checkpoint": pretrained.checksum}
-    # Unresolved, for what stands behind ${oc.env:...} belongs in no file.
-    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
-    proxy = build("proxy", config.proxy, Proxy)
-    searched = space, budget, proxy, fine_tuning
-    return Job(config, settings, compared, device, splits, model, recipe, pretrained, *searched, command=_command())
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def _command() -> str:
@@ -267,34 +223,3 @@ def _command() -> str:
 def _overrides() -> list[str]:
     """As the person wrote them: what stands behind ${oc.env:...} belongs in no file."""
     return cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
-
-
-def _open_storage(config: RunConfig, to: str) -> BaseStorage:
-    """The storage of studies that are there already; where there is none, none is made."""
-    ours = str(config.storage.get("_target_")).startswith("ranksearch.storage.")
-    path = Path(config.storage.get("path", "/"))
-    if ours and not path.exists():
-        name = ", ".join(config.study.names)
-        raise UserError(f"there is no study '{name}' to {to} in {path}: name its storage, or run task=search first")
-    return cast(BaseStorage, build("storage", config.storage, BaseStorage))
-
-
-def _open_study(job: Job) -> tuple[Study, BaseSampler]:
-    """Make the study or continue it, with a sampler and a pruner that can serve it."""
-    config = job.config
-    # Seen to before the storage is made, so that a sampler that cannot serve leaves no trace.
-    pruner = build("pruner", config.pruner, BasePruner)
-    rungs = config.pruning.steps(job.fine_tuning.steps)
-    check_sampler(build_sampler(config, trials=0), pruner, rungs, job.space, job.budget, config.objective)
-    if config.task == "finalize":
-        storage = _open_storage(config, to="finalize a trial of")
-        if config.study.name not in optuna.get_all_study_names(storage):
-            raise UserError(
-                f"there is no study '{config.study.name}' to finalize a trial of in this storage: name the right one, "
-                "or run task=search first"
-            )
-    else:
-        storage = cast(BaseStorage, build("storage", config.storage, BaseStorage))
-    study = open_study(config.study.name, storage, job.compared, config.objective, job.space.cost.model.unit)
-    study.pruner = pruner
-    return study, build_sampler(config, trials=len(study.trials))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ranksearch.facts import StudyFacts
 from ranksearch.files import write_csv, write_json
-from ranksearch.finalize import read_finalized
+from ranksearch.finalized import read_finalized
 from ranksearch.loading import load_call
 from ranksearch.pictures import write_pictures
 from ranksearch.provenance import read_run

@@ -143,12 +143,12 @@ def build_model(config: RunConfig, splits: Splits) -> tuple[nn.Module, dict[str,
         raise SettingError("model.checkpoint", checkpoint, advice)
     torch.manual_seed(config.seed)
     model = build("model", arguments, nn.Module, num_classes=splits.num_classes)
-    recipe = {**arguments, "num_classes": splits.num_classes}
-    if is_published(recipe):
-        recipe["weights"] = None
+    builder = {**arguments, "num_classes": splits.num_classes}
+    if is_published(builder):
+        builder["weights"] = None
     if checkpoint is not None:
         new = read_checkpoint(checkpoint, model)
-        return model, recipe, Pretrained(str(checkpoint), not new, sha256(Path(checkpoint).read_bytes()).hexdigest())
+        return model, builder, Pretrained(str(checkpoint), not new, sha256(Path(checkpoint).read_bytes()).hexdigest())
     if weights is not None:
-        return model, recipe, Pretrained(config.model["weights"], weights.num_classes == splits.num_classes)
-    return model, recipe, Pretrained()
+        return model, builder, Pretrained(config.model["weights"], weights.num_classes == splits.num_classes)
+    return model, builder, Pretrained()

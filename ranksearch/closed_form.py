@@ -31,6 +31,21 @@ COMPARED_ON = 64
 HOPEFUL = 1.25
 
 
+def closed_form_budgets(space: SearchSpace, budget: int, count: int) -> list[int]:
+    """Budgets to begin with, evenly on a logarithmic scale from the constraint's downwards.
+
+    The lowest is a quarter of the constraint's, or the lowest that the space reaches.
+
+    Args:
+        space: what a plan may choose.
+        budget: the constraint's.
+        count: of budgets, at least 1.
+    """
+    lowest = space.lowest_budget(budget)
+    step = (lowest / budget) ** (1 / max(count - 1, 1))
+    return [max(int(budget * step**index), lowest) for index in range(count)]
+
+
 def propose(space: SearchSpace, errors: Errors, budget: int) -> list[RankPlan]:
     """The plans of least total error within a budget, under several views of what an error harms; each plan once.
 

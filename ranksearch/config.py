@@ -17,8 +17,7 @@ from ranksearch.pruning import PruningSettings
 from ranksearch.review.serving import DashboardSettings
 from ranksearch.rules import SpaceSettings
 from ranksearch.schema import by_name
-from ranksearch.search import StudySettings
-from ranksearch.study import OBJECTIVES
+from ranksearch.study import OBJECTIVES, StudySettings
 from ranksearch.training import Recipe
 
 # Keys of a model that say what to call it, what images it gets, and what becomes of it once it is built.

@@ -73,7 +73,7 @@ class StudyFacts:
             unit=problem.space.cost.model.unit,
             speedup=speedup,
             budget=problem.budget,
-            fine_tune_steps=problem.recipe.steps,
+            fine_tune_steps=problem.fine_tuning.steps,
             seed=problem.seed,
             trials=trials,
         )

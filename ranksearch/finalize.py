@@ -1,4 +1,4 @@
-"""The picked plan, fine-fine_tuned longer, from several seeds if asked for, and measured on the test split."""
+"""The picked plan, fine-tuned for longer, from several seeds if asked for, and measured on the test split."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean, pstdev
 from typing import Any
 
 from torch import nn
@@ -17,12 +16,13 @@ from ranksearch.checkpoint import Checkpoint
 from ranksearch.errors import PlanError, SettingError
 from ranksearch.factorize import factorized_like
 from ranksearch.files import read_weights
+from ranksearch.finalized import Finalized, FineTuned
 from ranksearch.fine_tuning import FineTuning
 from ranksearch.latency import MeasuredLatency
 from ranksearch.loading import WEIGHTS_FILE, read_plan_file, save_network
 from ranksearch.problem import Problem
 from ranksearch.provenance import settings_hash
-from ranksearch.records import FrontPoint, TrialRecord
+from ranksearch.records import FrontPoint
 from ranksearch.training import Evaluation, evaluate
 from ranksearch.trial import TrialResult, evaluate_plan
 from ranksearch.wall_clock import WallClock, measured_on, time_side_by_side
@@ -63,71 +63,13 @@ class FinalizeSettings:
             raise SettingError("learning_rate", self.learning_rate, "is out of range: use above 0")
 
 
-@dataclass(frozen=True)
-class FineTuned:
-    """One long fine-tuning.
-
-    Attributes:
-        seed: of its batches.
-        validation: the network on the validation split.
-        test: on the test split.
-    """
-
-    seed: int
-    validation: Evaluation
-    test: Evaluation
-
-
-@dataclass(frozen=True)
-class Finalized:
-    """The end of a search, on the test split.
-
-    Attributes:
-        point: the picked trial.
-        steps: of every fine-tuning.
-        dense: the dense network.
-        before: the picked plan before any fine-tuning.
-        fine_tuned: after the longer fine-tuning, one for each seed.
-        timed: the dense network and the written one side by side, on batches of several sizes.
-        timed_on: the device, the numbers' type and the memory format of that, plain JSON values.
-    """
-
-    point: FrontPoint
-    steps: int
-    dense: Evaluation
-    before: Evaluation
-    fine_tuned: tuple[FineTuned, ...]
-    timed: tuple[WallClock, ...]
-    timed_on: Mapping[str, Any]
-
-    @property
-    def saved(self) -> FineTuned:
-        """The one whose network is written: the most accurate on the validation split."""
-        return max(self.fine_tuned, key=lambda fine_tuned: fine_tuned.validation.accuracy)
-
-    @property
-    def accuracy(self) -> float:
-        """On the test split, the mean over seeds."""
-        return mean(fine_tuned.test.accuracy for fine_tuned in self.fine_tuned)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the same over seeds."""
-        return pstdev(fine_tuned.test.accuracy for fine_tuned in self.fine_tuned)
-
-    def said(self) -> str:
-        """The accuracy on the test split as text, with its spread where there are several seeds."""
-        several = f" +- {100 * self.spread:.2f} over {len(self.fine_tuned)} seeds" if len(self.fine_tuned) > 1 else ""
-        return f"{self.accuracy:.2%}{several}"
-
-
 def finalize(
     problem: Problem,
     study: str,
     picked: FrontPoint,
     settings: FinalizeSettings,
     latency: MeasuredLatency,
-    recipe: Mapping[str, Any],
+    builder: Mapping[str, Any],
     compared: Mapping[str, Any],
     folder: Path,
     on_step: OnStep = lambda step, loss: None,
@@ -143,7 +85,7 @@ def finalize(
         picked: the plan.
         settings: the fine-tuning.
         latency: how networks are timed.
-        recipe: how to build the dense network: ``_target_`` and its arguments.
+        builder: of the dense network: ``_target_`` and its arguments.
         compared: the settings of the study, plain JSON values.
         folder: to write to.
         on_step: is told how many steps of all fine-tunings are over, and the loss.
@@ -152,28 +94,28 @@ def finalize(
         DivergedError: the fine-tuning's loss is not finite.
     """
     seeds = [problem.seed + index for index in range(settings.seeds)]
-    long = problem.recipe.lengthened(settings.steps, settings.learning_rate)
+    long = problem.fine_tuning.lengthened(settings.steps, settings.learning_rate)
     made_from = {
         "study": study,
-        "settings": settings_hash(compared),
+        "settings_hash": settings_hash(compared),
         "trial": picked.number,
         "fine_tune_steps": settings.steps,
         "learning_rate": getattr(long, "learning_rate", None),  # a recipe of one's own may have none
         "fine_tune_seeds": seeds,
     }
-    known = _read(folder, made_from, picked, problem.model)
+    known = _read_own(folder, made_from, picked, problem.model)
     if known is not None:
         log.info("finalize: %s already holds trial %d", folder, picked.number)
         return known
     fine_tuned, best, best_result = [], None, None
     for index, seed in enumerate(seeds):
         log.info("finalize: fine-tuning trial %d for %d steps, seed %d", picked.number, settings.steps, seed)
-        before = index * settings.steps
+        done = index * settings.steps
 
-        def tell(step: int, loss: float, before: int = before) -> None:
-            on_step(before + step, loss)
+        def tell(step: int, loss: float, done: int = done) -> None:
+            on_step(done + step, loss)
 
-        network, result = _tune(problem, picked, long, settings, seed, made_from, folder, tell)
+        network, result = _fine_tune(problem, picked, long, settings, seed, made_from, folder, tell)
         found = Evaluation(result.accuracy, result.loss)
         fine_tuned.append(FineTuned(seed, found, evaluate(network, problem.test())))
         if best_result is None or result.accuracy > best_result.accuracy:
@@ -185,12 +127,12 @@ def finalize(
     dense, where = evaluate(problem.model, problem.test()), measured_on(problem.device, latency)
     finalized = Finalized(picked, settings.steps, dense, before, tuple(fine_tuned), timed, where)
     shutil.rmtree(folder / EXPORTS, ignore_errors=True)  # of another network
-    save_network(folder, best, picked.result.plan, recipe, {**made_from, **_facts(problem, best_result, finalized)})
+    save_network(folder, best, picked.result.plan, builder, {**made_from, **_figures(problem, best_result, finalized)})
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return finalized
 
 
-def _tune(
+def _fine_tune(
     problem: Problem,
     picked: FrontPoint,
     long: FineTuning,
@@ -204,8 +146,8 @@ def _tune(
     of = {"fine_tune_seeds": seed, "asked_rate": settings.learning_rate, "plan": picked.result.plan.to_json()}
     known = json.dumps({**made_from, **of}, sort_keys=True)
     checkpoint = Checkpoint(folder / UNFINISHED / f"seed-{seed}.checkpoint", known, settings.checkpoint_every)
-    fine_tuned = replace(problem, seed=seed)
-    return evaluate_plan(fine_tuned, picked.result.plan, long, checkpoint=checkpoint, on_step=on_step)
+    reseeded = replace(problem, seed=seed)
+    return evaluate_plan(reseeded, picked.result.plan, long, checkpoint=checkpoint, on_step=on_step)
 
 
 def _timed(
@@ -220,10 +162,10 @@ def _timed(
     return tuple(found)
 
 
-def _facts(problem: Problem, result: TrialResult, finalized: Finalized) -> dict[str, Any]:
-    saved = finalized.saved
+def _figures(problem: Problem, result: TrialResult, finalized: Finalized) -> dict[str, Any]:
+    """What ``plan.json`` says of the written network beside its end."""
     return {
-        "seed": saved.seed,
+        "seed": finalized.saved.seed,
         "input_shape": list(problem.splits.input_shape),
         "cost": result.cost,
         "dense_cost": problem.space.cost.dense,
@@ -233,61 +175,18 @@ def _facts(problem: Problem, result: TrialResult, finalized: Finalized) -> dict[
         "dense_macs": problem.macs.dense,
         "params": result.params,
         "dense_params": problem.params,
-        "wall_clock": {**finalized.timed_on, "batches": [asdict(timed) for timed in finalized.timed]},
-        "validation": {"dense": vars(problem.baseline), "factorized": vars(saved.validation)},
-        "test": {
-            "dense": vars(finalized.dense),
-            "before_fine_tuning": vars(finalized.before),
-            "factorized": vars(saved.test),
-        },
-        "seeds": [
-            {"seed": fine_tuned.seed, "validation": vars(fine_tuned.validation), "test": vars(fine_tuned.test)}
-            for fine_tuned in finalized.fine_tuned
-        ],
+        "validation": {"dense": vars(problem.baseline), "factorized": vars(finalized.saved.validation)},
+        **finalized.to_json(),
     }
 
 
-def read_finalized(folder: Path, study: str, records: Sequence[TrialRecord]) -> Finalized | None:
-    """What a folder says of the picked plan's end; None where it holds none of this study.
-
-    Args:
-        folder: that `finalize` wrote.
-        study: its name.
-        records: all its trials.
-    """
-    try:
-        entries = read_plan_file(folder)
-        if entries["study"] != study:
-            return None
-        known = {record.number: record for record in records}
-        record = known[entries["trial"]]
-        if record.result is None or entries["layers"] != record.result.plan.to_json():
-            return None
-        return _told(entries, FrontPoint(record.number, record.closed_form, record.result))
-    except (PlanError, KeyError, TypeError):
-        return None
-
-
-def _read(folder: Path, made_from: Mapping[str, Any], picked: FrontPoint, dense: nn.Module) -> Finalized | None:
+def _read_own(folder: Path, made_from: Mapping[str, Any], picked: FrontPoint, dense: nn.Module) -> Finalized | None:
     try:
         entries = read_plan_file(folder)
         same = {key: entries[key] for key in made_from} == dict(made_from)
         if not same or entries["layers"] != picked.result.plan.to_json():
             return None
         read_weights(folder / WEIGHTS_FILE, factorized_like(dense, picked.result.plan))  # which must not be damaged
-        return _told(entries, picked)
+        return Finalized.from_json(entries, picked)
     except (PlanError, KeyError, TypeError):
         return None
-
-
-def _told(entries: Mapping[str, Any], point: FrontPoint) -> Finalized:
-    """Read what `_facts` says."""
-    test = entries["test"]
-    fine_tuned = tuple(
-        FineTuned(entry["seed"], Evaluation(**entry["validation"]), Evaluation(**entry["test"]))
-        for entry in entries["seeds"]
-    )
-    dense, before = Evaluation(**test["dense"]), Evaluation(**test["before_fine_tuning"])
-    where = dict(entries["wall_clock"])
-    timed = tuple(WallClock(**entry) for entry in where.pop("batches"))
-    return Finalized(point, entries["fine_tune_steps"], dense, before, fine_tuned, timed, where)

@@ -55,7 +55,7 @@ class Job:
         device: where it runs.
         splits: the data.
         model: the dense network, on ``device``, not yet trained unless its builder did.
-        recipe: how to build it again without its weights: ``_target_`` and its arguments.
+        builder: what builds it again without its weights: ``_target_`` and its arguments.
         pretrained: the weights that it came with.
         space: what a trial may choose.
         budget: the highest cost of a feasible plan.
@@ -70,7 +70,7 @@ class Job:
     device: torch.device
     splits: Splits
     model: nn.Module
-    recipe: dict[str, Any]
+    builder: dict[str, Any]
     pretrained: Pretrained
     space: SearchSpace
     budget: int
@@ -165,14 +165,14 @@ def _finish(job: Job, progress: Progress, problem: Problem, study: Study) -> Non
     picked = pick(records, config.pick, problem.baseline.accuracy)
     steps = config.finalize.steps * config.finalize.seeds
     try:
-        progress.stage("finalize", steps, problem.recipe.batch_size)
+        progress.stage("finalize", steps, problem.fine_tuning.batch_size)
         finalize(
             problem,
             config.study.name,
             picked,
             config.finalize,
             config.latency,
-            job.recipe,
+            job.builder,
             job.compared,
             job.folder / "best",
             progress.step,
@@ -263,7 +263,7 @@ def _run_trials(job: Job, progress: Progress, problem: Problem, study: Study, sa
         progress.trial(record, known)
         page.refresh_if_due(known)
 
-    progress.trials(facts, records, problem.recipe.batch_size, finalize_steps)
+    progress.trials(facts, records, problem.fine_tuning.batch_size, finalize_steps)
     run_trials(study, problem, settings, sampler, tell, job.config.pruning, page.trial)
 
 
@@ -284,7 +284,7 @@ def _train_baseline(job: Job, progress: Progress) -> None:
         return
     if weights is None:
         log.info("baseline: no pretrained weights asked for, so %s is trained from scratch", name)
-        if not is_trusted(str(job.recipe["_target_"])):
+        if not is_trusted(str(job.builder["_target_"])):
             log.info("baseline: baseline.train=never would keep the weights that its builder sets")
     elif fit:
         log.info("baseline: %s is trained on from %s, as baseline.train=always asks", name, weights)

@@ -21,7 +21,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 def save_network(
-    folder: Path, network: nn.Module, plan: RankPlan, recipe: Mapping[str, Any], facts: Mapping[str, Any]
+    folder: Path, network: nn.Module, plan: RankPlan, builder: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
     """Write a factorized network.
 
@@ -31,12 +31,12 @@ def save_network(
         folder: is made as needed.
         network: the factorized network.
         plan: what was factorized.
-        recipe: how to build the dense network: ``_target_`` and its arguments.
+        builder: of the dense network: ``_target_`` and its arguments.
         facts: further entries of the plan file, plain JSON values.
     """
     (folder / PLAN_FILE).unlink(missing_ok=True)
     write_weights(folder / WEIGHTS_FILE, network)
-    entries = {"format": PLAN_FORMAT, "model": dict(recipe), "layers": plan.to_json(), **facts}
+    entries = {"format": PLAN_FORMAT, "model": dict(builder), "layers": plan.to_json(), **facts}
     write_json(folder / PLAN_FILE, entries)
 
 
@@ -82,14 +82,14 @@ def load(folder: str | Path, trust: bool = False) -> nn.Module:
     return network.eval()
 
 
-def _make(recipe: Any, trust: bool) -> Any:
-    """Call a recipe's builder, after those of the recipes among its arguments."""
-    if isinstance(recipe, list):
-        return [_make(entry, trust) for entry in recipe]
-    if not isinstance(recipe, dict):
-        return recipe
-    arguments = {name: _make(entry, trust) for name, entry in recipe.items() if name != "_target_"}
-    return _find_builder(str(recipe["_target_"]), trust)(**arguments) if "_target_" in recipe else arguments
+def _make(settings: Any, trust: bool) -> Any:
+    """Call the builder that settings name, after those among its arguments."""
+    if isinstance(settings, list):
+        return [_make(entry, trust) for entry in settings]
+    if not isinstance(settings, dict):
+        return settings
+    arguments = {name: _make(entry, trust) for name, entry in settings.items() if name != "_target_"}
+    return _find_builder(str(settings["_target_"]), trust)(**arguments) if "_target_" in settings else arguments
 
 
 def is_trusted(target: str) -> bool:

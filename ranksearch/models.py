@@ -173,23 +173,23 @@ def timm_classifier(architecture: str, num_classes: int, weights: str | None = N
     return network
 
 
-def published(recipe: Mapping[str, Any]) -> Published | None:
-    """What the published weights of a recipe were made for; None where it asks for none, or builds some other model.
+def published(builder: Mapping[str, Any]) -> Published | None:
+    """What the published weights of a builder were made for; None where it asks for none, or makes some other network.
 
     Args:
-        recipe: ``_target_`` and its arguments.
+        builder: ``_target_`` and its arguments.
 
     Raises:
         UserError: there are no such weights.
     """
-    if recipe.get("weights") is None or not is_published(recipe):
+    if builder.get("weights") is None or not is_published(builder):
         return None
     ours = {torchvision_classifier.__name__: torchvision_published, timm_classifier.__name__: timm_published}
-    look_up = ours[str(recipe["_target_"]).rpartition(".")[2]]
-    return look_up(recipe["architecture"], recipe["weights"])
+    look_up = ours[str(builder["_target_"]).rpartition(".")[2]]
+    return look_up(builder["architecture"], builder["weights"])
 
 
-def is_published(recipe: Mapping[str, Any]) -> bool:
-    """Whether a recipe builds a network of torchvision's or timm's, whose ``weights`` name published ones."""
-    builders = (torchvision_classifier, timm_classifier)
-    return recipe.get("_target_") in [f"{__name__}.{builder.__name__}" for builder in builders]
+def is_published(builder: Mapping[str, Any]) -> bool:
+    """Whether a builder makes a network of torchvision's or timm's, whose ``weights`` name published ones."""
+    ours = (torchvision_classifier, timm_classifier)
+    return builder.get("_target_") in [f"{__name__}.{one.__name__}" for one in ours]

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from ranksearch.facts import StudyFacts, macs_under
 from ranksearch.files import replacing, write_text
-from ranksearch.finalize import Finalized
+from ranksearch.finalized import Finalized
 from ranksearch.palette import BLACK, BLUE, DENSE, GREEN, GREY, ORANGE, SCHEME_COLORS, SEVERAL
 from ranksearch.records import FrontPoint, TrialRecord, front
 

@@ -66,7 +66,7 @@ class Problem(Calibrated):
         baseline: the dense network on the validation split.
         params: of the dense network.
         budget: the highest cost that the constraint allows.
-        recipe: a trial's fine-tuning.
+        fine_tuning: of a trial.
         seed: of the batches; every trial sees the same ones, so that plans differ by nothing else.
         device: where everything runs.
     """
@@ -76,7 +76,7 @@ class Problem(Calibrated):
     baseline: Evaluation
     params: int
     budget: int
-    recipe: FineTuning
+    fine_tuning: FineTuning
     seed: int
     device: torch.device
 
@@ -150,7 +150,7 @@ def calibrate(
     space: SearchSpace,
     settings: CalibrationSettings,
     budget: int,
-    recipe: FineTuning,
+    fine_tuning: FineTuning,
     seed: int,
     device: torch.device,
 ) -> Problem:
@@ -162,7 +162,7 @@ def calibrate(
         space: the layers.
         settings: which training images.
         budget: highest cost of a plan.
-        recipe: a trial's fine-tuning.
+        fine_tuning: of a trial.
         seed: of the trials' batches.
         device: where everything runs.
     """
@@ -182,7 +182,7 @@ def calibrate(
         baseline=evaluate(model, _batches_to_measure_on(splits, splits.validation, device)),
         params=count_params(model),
         budget=budget,
-        recipe=recipe,
+        fine_tuning=fine_tuning,
         seed=seed,
         device=device,
     )

@@ -8,13 +8,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ranksearch.closed_form import COMPARED_ON, predict, total_error
+from ranksearch.closed_form import COMPARED_ON, closed_form_budgets, predict, total_error
 from ranksearch.cost import NetworkCost
 from ranksearch.files import write_csv
 from ranksearch.latency import LatencyCost, MeasuredLatency
 from ranksearch.plan import SCHEMES, RankPlan
 from ranksearch.problem import Problem
-from ranksearch.search import closed_form_budgets
 from ranksearch.space import SearchSpace
 
 DENSE = "dense"
@@ -92,7 +91,7 @@ def profile_problem(problem: Problem, latency: MeasuredLatency) -> Profile:
         latency: how to time layers, where the search itself does not count time.
     """
     times, macs = _in_time(problem, latency), problem.macs
-    budgets = closed_form_budgets(problem, FRONT_POINTS)
+    budgets = closed_form_budgets(problem.space, problem.budget, FRONT_POINTS)
     # A search compares a few networks for each budget; this shows what the errors alone say.
     plans = list(dict.fromkeys(problem.space.allocate(problem.harms, budget) for budget in budgets))
     rows = [_row(name, problem, times, plans[0]) for name in macs.layers]

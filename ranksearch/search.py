@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from optuna import Study, Trial, TrialPruned
@@ -15,8 +13,8 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
-from ranksearch.closed_form import closed_form
-from ranksearch.errors import BehindError, DivergedError, SettingError
+from ranksearch.closed_form import closed_form, closed_form_budgets
+from ranksearch.errors import BehindError, DivergedError
 from ranksearch.guided import GuidedSampler
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
@@ -37,65 +35,15 @@ from ranksearch.records import (
 )
 from ranksearch.sampler import FeasibleSampler, distributions
 from ranksearch.storage.database import was_cut_off
+from ranksearch.study import StudySettings
 from ranksearch.trial import TrialResult, evaluate_plan
 
-NO_PRUNING = PruningSettings(rungs=[])
 PLANS = "ranksearch:closed_form_plans"
-LONGEST = 180  # of a folder's name, which file systems bound at 255 bytes
+NO_PRUNING = PruningSettings(rungs=[])
 FAILED = float("nan"), float("nan"), None
 OnResult = Callable[[Trial, TrialResult], None]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StudySettings:
-    """How long to search.
-
-    Attributes:
-        name: of the study; the same name continues it. A list of names where several are compared.
-        n_trials: finished trials in total, over all runs of the study.
-        closed_form_trials: of these, how many are closed-form plans: at the constraint's budget and, evenly on a
-            logarithmic scale, below it.
-    """
-
-    name: Any
-    n_trials: int = 24
-    closed_form_trials: int = 8
-
-    def __post_init__(self) -> None:
-        if self.name is not None and not isinstance(self.name, list | tuple):
-            object.__setattr__(self, "name", str(self.name))
-        for name in self.names or [""]:
-            if not name or {"/", "\\"} & set(name) or name in (".", ".."):
-                raise SettingError("name", name, "cannot name a folder: use a name without slashes")
-        if self.n_trials < 1:
-            raise SettingError("n_trials", self.n_trials, "leaves nothing to do: use 1 or more")
-        if self.closed_form_trials < 0:
-            raise SettingError("closed_form_trials", self.closed_form_trials, "is negative: use 0 or more")
-
-    @property
-    def names(self) -> list[str]:
-        """All names, each once."""
-        return [self.name] if isinstance(self.name, str) else list(dict.fromkeys(map(str, self.name or [])))
-
-
-def study_folder(name: object) -> str:
-    """The folder of a study, or of several compared, below that of all outputs."""
-    if isinstance(name, str) or not isinstance(name, Sequence):
-        return str(name)
-    whole = "+".join(map(str, name))
-    return whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}~{sha256(whole.encode()).hexdigest()[:8]}"
-
-
-def closed_form_budgets(problem: Problem, count: int) -> list[int]:
-    """Budgets to begin with, evenly on a logarithmic scale from the constraint's downwards.
-
-    The lowest is a quarter of the constraint's, or the lowest that the space reaches.
-    """
-    lowest = problem.space.lowest_budget(problem.budget)
-    ratio = (lowest / problem.budget) ** (1 / max(count - 1, 1))
-    return [max(int(problem.budget * ratio**index), lowest) for index in range(count)]
 
 
 def closed_form_plans(study: Study, problem: Problem, budgets: Sequence[int]) -> list[RankPlan]:
@@ -176,7 +124,7 @@ def queue_closed_form(study: Study, problem: Problem, settings: StudySettings) -
         problem: what is searched.
         settings: how many.
     """
-    budgets = closed_form_budgets(problem, settings.closed_form_trials)[: settings.n_trials]
+    budgets = closed_form_budgets(problem.space, problem.budget, settings.closed_form_trials)[: settings.n_trials]
     if len(study.directions) == 1:
         budgets = budgets[:1]  # a cheaper plan is no better
     for plan in closed_form_plans(study, problem, budgets):
@@ -224,7 +172,7 @@ def _score(
     trial.set_constraint("budget", cost - problem.budget)
     if cost > problem.budget:
         _prune(trial, f"infeasible: {cost} {problem.space.cost.model.unit} exceed the budget of {problem.budget}")
-    steps, seen = problem.recipe.steps, dict[int, float]()
+    steps, seen = problem.fine_tuning.steps, dict[int, float]()
 
     def on_rung(step: int, accuracy: float) -> None:
         seen[step] = accuracy
@@ -241,7 +189,7 @@ def _score(
     if COST not in taken.user_attrs:  # from the queue it comes with it
         trial.set_user_attr(COST, cost)
     try:
-        _, result = evaluate_plan(problem, plan, problem.recipe, pruning.steps(steps), on_rung)
+        _, result = evaluate_plan(problem, plan, problem.fine_tuning, pruning.steps(steps), on_rung)
     except BehindError as error:
         _prune(trial, str(error))
     except (DivergedError, torch.OutOfMemoryError) as error:

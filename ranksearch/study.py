@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from hashlib import sha256
 from typing import Any
 
 import optuna
@@ -15,7 +18,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
-from ranksearch.errors import SettingError, UserError
+from ranksearch.errors import SettingError, UserError, first_line
 from ranksearch.guided import GuidedSampler
 from ranksearch.sampler import FeasibleSampler, suggest
 from ranksearch.space import SearchSpace
@@ -24,6 +27,68 @@ from ranksearch.space import SearchSpace
 OBJECTIVES = {"front": ("accuracy", "cost"), "accuracy": ("accuracy",)}
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 SETTINGS = "settings"
+LONGEST = 180  # of a folder's name, which file systems bound at 255 bytes
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """How long to search.
+
+    Attributes:
+        name: of the study; the same name continues it. A list of names where several are compared.
+        n_trials: finished trials in total, over all runs of the study.
+        closed_form_trials: of these, how many are closed-form plans: at the constraint's budget and, evenly on a
+            logarithmic scale, below it.
+    """
+
+    name: Any
+    n_trials: int = 24
+    closed_form_trials: int = 8
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not isinstance(self.name, list | tuple):
+            object.__setattr__(self, "name", str(self.name))
+        for name in self.names or [""]:
+            if not name or {"/", "\\"} & set(name) or name in (".", ".."):
+                raise SettingError(
+                    "name", name, "cannot name a folder: use a name without slashes, not . or .."
+                )
+        if self.n_trials < 1:
+            raise SettingError("n_trials", self.n_trials, "is out of range: use 1 or more")
+        if self.closed_form_trials < 0:
+            raise SettingError("closed_form_trials", self.closed_form_trials, "is out of range: use 0 or more")
+
+    @property
+    def names(self) -> list[str]:
+        """All names, each once."""
+        return [self.name] if isinstance(self.name, str) else list(dict.fromkeys(map(str, self.name or [])))
+
+
+def study_folder(name: object) -> str:
+    """The folder of a study, or of several compared, below that of all outputs."""
+    if isinstance(name, str) or not isinstance(name, Sequence):
+        return str(name)
+    whole = "+".join(map(str, name))
+    return whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}~{sha256(whole.encode()).hexdigest()[:8]}"
+
+
+def require_studies(storage: BaseStorage, names: Iterable[str], to: str) -> None:
+    """See that a storage has studies.
+
+    Args:
+        storage: that should.
+        names: of the studies.
+        to: what they are wanted for, for the error: ``there is no study 'x' to <to>``.
+
+    Raises:
+        UserError: one is not there.
+    """
+    known = optuna.get_all_study_names(storage)
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known) or sorted(known)[:8]
+            advice = f"use {', '.join(near)}" if near else "run task=search first"
+            raise UserError(f"there is no study '{name}' to {to} in this storage: {advice}")
 
 
 def open_study(
@@ -104,5 +169,5 @@ def check_sampler(
     try:
         suggest(study.ask(), space)
     except (ValueError, NotImplementedError) as error:
-        name, reason = type(sampler).__name__, str(error).splitlines()[0]
+        name, reason = type(sampler).__name__, first_line(error)
         raise SettingError("sampler", name, f"cannot serve this search ({reason}): choose another") from None

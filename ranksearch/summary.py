@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ranksearch.cost import scale_of
 from ranksearch.facts import StudyFacts
-from ranksearch.finalize import Finalized
+from ranksearch.finalized import Finalized
 from ranksearch.records import FrontPoint
 from ranksearch.trial import TrialResult
 

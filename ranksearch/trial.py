@@ -80,7 +80,7 @@ class Stopwatch:
 def evaluate_plan(
     problem: Problem,
     plan: RankPlan,
-    recipe: FineTuning,
+    fine_tuning: FineTuning,
     rungs: Collection[int] = (),
     on_rung: Callable[[int, float], None] | None = None,
     checkpoint: Checkpoint | None = None,
@@ -91,7 +91,7 @@ def evaluate_plan(
     Args:
         problem: is not changed.
         plan: layers, their schemes and their latent sizes.
-        recipe: the fine-tuning.
+        fine_tuning: of the network.
         rungs: numbers of its steps, before the last, after which the network is evaluated.
         on_rung: is told the step and the accuracy then; what it raises ends the trial.
         checkpoint: where the fine-tuning goes on from, and is kept.
@@ -109,14 +109,14 @@ def evaluate_plan(
     with watch.stage("evaluate"):
         before = evaluate(network, problem.validation())
     after = before
-    if recipe.steps:
+    if fine_tuning.steps:
         if on_rung is not None and 0 in rungs:
             on_rung(0, before.accuracy)
 
         def look(step: int, loss: float) -> None:
             if on_step is not None:
                 on_step(step, loss)
-            if on_rung is not None and step in rungs and step < recipe.steps:
+            if on_rung is not None and step in rungs and step < fine_tuning.steps:
                 # Of its own randomness, so that a look changes nothing.
                 with watch.stage("evaluate"), torch.random.fork_rng(devices=[]):
                     found = evaluate(network, problem.validation()).accuracy
@@ -127,9 +127,9 @@ def evaluate_plan(
             torch.manual_seed(problem.seed)
             splits = problem.splits
             data = endless_batches(
-                splits.train, recipe.batch_size, problem.device, problem.seed, splits.workers, splits.augment
+                splits.train, fine_tuning.batch_size, problem.device, problem.seed, splits.workers, splits.augment
             )
-            recipe.fine_tune(network, data, teacher=problem.model, on_step=look, checkpoint=checkpoint)
+            fine_tuning.fine_tune(network, data, teacher=problem.model, on_step=look, checkpoint=checkpoint)
         with watch.stage("evaluate"):
             after = evaluate(network, problem.validation())
     cost = problem.space.cost.of(plan)

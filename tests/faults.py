@@ -38,10 +38,10 @@ from ranksearch.models import cifar_resnet
 from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
 from ranksearch.records import TrialRecord, finished, front, read_trials
 from ranksearch.rules import SpaceSettings
-from ranksearch.search import StudySettings, queue_closed_form, run_trials
+from ranksearch.search import queue_closed_form, run_trials
 from ranksearch.storage import journal, rdb, sqlite
 from ranksearch.storage.stale import wait_for_others
-from ranksearch.study import open_study
+from ranksearch.study import StudySettings, open_study
 from ranksearch.training import Recipe
 
 CPU = torch.device("cpu")

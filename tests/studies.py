@@ -15,8 +15,8 @@ from ranksearch.plan import LayerSpec
 from ranksearch.problem import Problem
 from ranksearch.records import TrialRecord, read_trials
 from ranksearch.review.dashboard import Shown
-from ranksearch.search import StudySettings, queue_closed_form, run_trials
-from ranksearch.study import open_study
+from ranksearch.search import queue_closed_form, run_trials
+from ranksearch.study import StudySettings, open_study
 
 COMMAND = "python -m ranksearch model.depth=8"
 
@@ -69,7 +69,7 @@ def invented_facts(names: Iterable[str], fine_tune_steps: int = 0, trials: int =
 def search_small(problem: Problem, outputs: Path, storage: BaseStorage, trials: int = 4) -> Searched:
     """Search without any fine-tuning, as the command line does."""
     name = "small"
-    problem = replace(problem, recipe=replace(problem.recipe, steps=0))  # type: ignore[type-var]
+    problem = replace(problem, fine_tuning=replace(problem.fine_tuning, steps=0))  # type: ignore[type-var]
     study = open_study(name, storage, {"seed": 0})
     settings = StudySettings(name, trials, 2)
     facts = StudyFacts.of(problem, COMMAND, "resnet8", "digits", 1.5, trials)

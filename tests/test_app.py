@@ -295,7 +295,7 @@ def test_the_run_says_what_it_was_made_with(ran: tuple[Path, subprocess.Complete
     assert record["versions"]["torch"] == torch.__version__
     assert (record["seed"], record["device"]["type"]) == (0, "cpu")
     assert record["settings"]["fine_tune"]["steps"] == 2
-    assert record["settings_hash"] == plan["settings"]
+    assert record["settings_hash"] == plan["settings_hash"]
     data = record["data"]
     assert data["train"] + data["validation"] + data["test"] == 1797
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)

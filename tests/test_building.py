@@ -85,11 +85,11 @@ def test_a_checkpoint_of_one_s_own_is_what_the_run_begins_with(tmp_path: Path) -
         path, source = tmp_path / f"{classes}.pt", cifar_resnet(20, classes)
         torch.save({"state_dict": source.state_dict()}, path)
         config = configured(f"model.checkpoint={path}")
-        model, recipe, pretrained = build_model(config, build_data(config))
+        model, builder, pretrained = build_model(config, build_data(config))
         assert torch.equal(model.state_dict()["conv1.weight"], source.state_dict()["conv1.weight"])
         assert pretrained.fit is fit
         assert pretrained.source == str(path)
-        assert "checkpoint" not in recipe
+        assert "checkpoint" not in builder
     both = configured("model=resnet18", f"model.checkpoint={path}", "model.weights=IMAGENET1K_V1")
     with pytest.raises(UserError, match=r"stands beside model\.weights"):
         build_model(both, build_data(configured()))

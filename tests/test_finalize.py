@@ -24,7 +24,7 @@ RECIPE = {"_target_": "ranksearch.models.cifar_resnet", "depth": 8, "num_classes
 
 def finished(problem: Problem, folder: Path, settings: FinalizeSettings) -> Finalized:
     plan = problem.space.allocate(problem.harms, problem.budget)
-    _, result = evaluate_plan(problem, plan, dataclasses.replace(problem.recipe, steps=0))
+    _, result = evaluate_plan(problem, plan, dataclasses.replace(problem.fine_tuning, steps=0))
     picked = FrontPoint(3, True, result)
     return finalize(problem, "study", picked, settings, MeasuredLatency(repeats=2), RECIPE, {}, folder)
 

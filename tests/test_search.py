@@ -27,14 +27,15 @@ from sqlalchemy.exc import OperationalError
 from torch import nn
 
 from ranksearch import search
+from ranksearch.closed_form import closed_form_budgets
 from ranksearch.errors import DivergedError, UserError
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.pruning import PruningSettings
 from ranksearch.records import FrontPoint, TrialRecord, finished, front, read_trials
-from ranksearch.search import StudySettings, closed_form_budgets, closed_form_plans, queue_closed_form, run_trials
+from ranksearch.search import closed_form_plans, queue_closed_form, run_trials
 from ranksearch.storage import rdb, sqlite
-from ranksearch.study import OBJECTIVES, open_study
+from ranksearch.study import OBJECTIVES, StudySettings, open_study
 from ranksearch.training import Recipe
 from ranksearch.trial import TrialResult, evaluate_plan
 
@@ -51,7 +52,7 @@ def start(problem: Problem, n_trials: int, study: Study | None = None, closed_fo
 
 def test_the_closed_form_comes_first_at_budgets_from_the_constraint_down(problem: Problem) -> None:
     study = open_study("s", InMemoryStorage(), SETTINGS)
-    plans = closed_form_plans(study, problem, closed_form_budgets(problem, 4))
+    plans = closed_form_plans(study, problem, closed_form_budgets(problem.space, problem.budget, 4))
     costs = [problem.space.cost.of(plan) for plan in plans]
     assert costs == sorted(costs, reverse=True)
     assert 0.9 * problem.budget < costs[0] <= problem.budget
@@ -61,7 +62,7 @@ def test_the_closed_form_comes_first_at_budgets_from_the_constraint_down(problem
 
 
 def test_a_study_that_goes_on_does_not_compare_plans_again(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, budgets = open_study("s", InMemoryStorage(), SETTINGS), closed_form_budgets(problem, 2)
+    study, budgets = open_study("s", InMemoryStorage(), SETTINGS), closed_form_budgets(problem.space, problem.budget, 2)
     plans = closed_form_plans(study, problem, budgets)
     monkeypatch.setattr("ranksearch.search.closed_form", None)
     assert closed_form_plans(study, problem, budgets) == plans
@@ -295,7 +296,7 @@ def test_the_front_holds_what_nothing_beats_by_rising_cost() -> None:
 def test_tpe_ends_nearly_all_trials_complete_at_a_tight_budget(problem: Problem) -> None:
     space = problem.space
     tight = dataclasses.replace(
-        problem, budget=int(space.cost.dense / 3), recipe=dataclasses.replace(problem.recipe, steps=0)
+        problem, budget=int(space.cost.dense / 3), fine_tuning=dataclasses.replace(problem.fine_tuning, steps=0)
     )
     study = open_study("s", InMemoryStorage(), SETTINGS)
     run_trials(study, tight, StudySettings("s", 30, 0), TPESampler(seed=0, n_startup_trials=5), lambda record: None)
@@ -358,9 +359,9 @@ def test_optunas_pruners_serve_one_objective(problem: Problem) -> None:
 
 def test_looking_on_the_way_changes_no_number(problem: Problem) -> None:
     plan = problem.space.allocate(problem.errors, problem.budget)
-    _, plain = evaluate_plan(problem, plan, problem.recipe)
+    _, plain = evaluate_plan(problem, plan, problem.fine_tuning)
     seen: dict[int, float] = {}
-    _, watched = evaluate_plan(problem, plan, problem.recipe, {0, 1}, seen.__setitem__)
+    _, watched = evaluate_plan(problem, plan, problem.fine_tuning, {0, 1}, seen.__setitem__)
     assert list(seen) == [0, 1]
     assert seen[0] == plain.accuracy_before
     assert dataclasses.replace(plain, seconds={}) == dataclasses.replace(watched, seconds={})

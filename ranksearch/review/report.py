@@ -10,7 +10,7 @@ from typing import Any
 
 from ranksearch.device import in_words
 from ranksearch.facts import StudyFacts, macs_under
-from ranksearch.finalize import Finalized
+from ranksearch.finalized import Finalized
 from ranksearch.palette import SCHEME_COLORS
 from ranksearch.plan import SCHEMES
 from ranksearch.records import FrontPoint, TrialRecord, front, volumes

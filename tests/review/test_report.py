@@ -21,7 +21,7 @@ from ranksearch.records import TrialRecord, front
 from ranksearch.review.comparison import comparison_rows, write_comparison
 from ranksearch.review.figures import front_figure, heat_map
 from ranksearch.review.report import write_report
-from ranksearch.search import study_folder
+from ranksearch.study import study_folder
 
 
 class Parts(HTMLParser):
