@@ -92,11 +92,13 @@ def _explain(error: Exception) -> str:
         near = get_close_matches(key.rpartition(".")[2], known, n=3) or known
         if what.startswith("Key "):
             return f"'{key}' is not a key of the configuration: use {', '.join(near)}"
-        return f"{str(error).removeprefix('Error merging override ')}: {what}; give a value of that type"
-    first, _, missing = str(error).splitlines()[0].partition("Missing mandatory value: ")
+        return (
+            f"{str(error).removeprefix('Error merging override ')} cannot be used ({what}): give a value of that type"
+        )
+    _, _, missing = first_line(error).partition("Missing mandatory value: ")
     if missing:
         return f"{missing} is not set: add {missing}=... to the command"
-    return f"{first}: see python -m ranksearch --help"
+    return f"the command cannot be read ({first_line(error)}): see python -m ranksearch --help"
 
 
 def _run(cfg: DictConfig) -> None:
@@ -199,8 +201,9 @@ def _read(cfg: DictConfig) -> tuple[dict[str, Any], RunConfig]:
         plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     except InterpolationResolutionError as error:
         unset = re.search(r"Environment variable '(\w+)' not found", str(error))
-        reason = f"{unset[1]} is not set in the environment: export {unset[1]}=..." if unset else str(error.msg)
-        raise UserError(f"{error.full_key} cannot be read: {reason}") from None
+        reason = f"{unset[1]} is not set in the environment" if unset else first_line(error)
+        remedy = f"export {unset[1]}=..." if unset else "mend the interpolation"
+        raise UserError(f"{error.full_key} cannot be read ({reason}): {remedy}") from None
     return plain, freeze(RunConfig, plain)
 
 

@@ -37,7 +37,9 @@ def build(group: str, settings: Any, kind: type[Any] | tuple[type[Any], ...], **
     target = settings["_target_"]
     unknown = {"_args_", "_partial_", "_recursive_"} & set(settings)
     if unknown:
-        raise SettingError(f"{group}.{min(unknown)}", settings[min(unknown)], "is not supported: name every argument")
+        raise SettingError(
+            f"{group}.{min(unknown)}", settings[min(unknown)], "is not supported: take it out, and name every argument"
+        )
     try:
         built = hydra.utils.instantiate({"_convert_": "all", **settings}, **extra)
     except InstantiationException as error:
@@ -50,10 +52,10 @@ def build(group: str, settings: Any, kind: type[Any] | tuple[type[Any], ...], **
             advice = "cannot be imported: check the spelling, and that it is on the Python path"
             raise SettingError(f"{group}._target_", target, advice) from None
         reason = f"{type(cause).__name__}: {cause}" if cause else str(error)
-        raise UserError(f"{group}: {target} failed ({reason}): check its settings") from error
+        raise SettingError(f"{group}._target_", target, f"failed ({reason}): check its settings") from error
     if not isinstance(built, kind):
         first = kind[0] if isinstance(kind, tuple) else kind
-        returned = f"gives a {type(built).__name__}: it must give a {first.__name__}"
+        returned = f"gives a {type(built).__name__}, which is no {first.__name__}: name a callable that gives one"
         raise SettingError(f"{group}._target_", target, returned)
     return built
 
@@ -66,8 +68,10 @@ def rules_of(config: RunConfig) -> SpaceSettings:
     """
     try:
         more = [freeze(Rule, rule) for rule in config.model.get("rules") or []]
-    except (SettingError, TypeError) as error:
-        raise UserError(f"model.rules: {error}") from None
+    except SettingError as error:
+        raise error.inside("model.rules") from None
+    except UserError as error:
+        raise UserError(f"model.rules are wrong ({error}): mend them") from None
     return replace(config.space, rules=[*config.space.rules, *more])
 
 

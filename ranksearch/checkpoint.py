@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ranksearch.errors import SettingError
-from ranksearch.files import DamagedError, read_state, write_state
+from ranksearch.errors import DamagedError, SettingError
+from ranksearch.files import read_state, write_state
 
 log = logging.getLogger(__name__)
 

@@ -140,10 +140,6 @@ class NetworkCost:
         """How people read the costs."""
         return scale_of(self.model.unit)
 
-    def said(self, cost: float) -> str:
-        """A cost as text."""
-        return self.scale.said(cost)
-
     def of(self, plan: RankPlan) -> int:
         """The whole network's cost under a plan."""
         saved = 0

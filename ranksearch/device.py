@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ranksearch.errors import SettingError
+from ranksearch.errors import SettingError, first_line
 
 
 def choose_device(name: str, worker: int = 0) -> torch.device:
@@ -32,7 +32,7 @@ def choose_device(name: str, worker: int = 0) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise SettingError(
             "device", name, f"cannot be used ({reason}): use auto, cpu, or a device of this machine"
         ) from None

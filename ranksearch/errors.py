@@ -33,6 +33,14 @@ class PlanError(UserError, ValueError):
     """A plan, a latent size or an artifact that does not fit the model."""
 
 
+class DataError(UserError, ValueError):
+    """Tensors that a layer or a solver cannot work with: of another shape, empty, or not finite."""
+
+
+class DamagedError(Exception):
+    """A file that is not as it was written."""
+
+
 class DivergedError(Exception):
     """A training loss that is no longer a finite number."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ranksearch.errors import UserError
+from ranksearch.errors import UserError, first_line
 from ranksearch.plain import write_plain
 
 # Largest difference of logits that rounding in another order may make, as a share of the largest logit.
@@ -49,7 +49,10 @@ def export(network: nn.Module, input_shape: Sequence[int], folder: Path, format:
         ours, theirs = network(images), read(images)
         difference = float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-12))
         if not difference <= TOLERANCE:
-            raise UserError(f"format={format} gives other outputs, by {difference:.1e} of the largest: use another")
+            raise UserError(
+                f"format={format} gives outputs that differ by {difference:.1e} of the largest, above {TOLERANCE:g}: "
+                "use another format"
+            )
         for file in sorted(Path(scratch).rglob("*")):
             target = folder / file.relative_to(scratch)
             if file.is_dir():
@@ -99,7 +102,7 @@ def _program(network: nn.Module, example: Tensor) -> torch.export.ExportedProgra
     try:
         return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # whatever the tracer finds in someone's forward
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"torch.export cannot follow the network ({reason}): use format=state_dict") from error
 
 

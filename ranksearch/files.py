@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from ranksearch.errors import PlanError
+from ranksearch.errors import DamagedError, PlanError
 
 CHECKSUM = "sha256"
 
@@ -74,10 +74,6 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-class DamagedError(Exception):
-    """A file that is not as it was written."""
-
-
 def write_state(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values with a checksum, in one step."""
     content = io.BytesIO()
@@ -95,7 +91,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     content = path.read_bytes()
     if hashlib.sha256(content[32:]).digest() != content[:32]:
-        raise DamagedError(f"{path} is damaged: its checksum does not fit")
+        raise DamagedError(f"{path} is damaged, its checksum does not fit")
     state: dict[str, Any] = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
     return state
 

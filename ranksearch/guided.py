@@ -48,7 +48,7 @@ class GuidedSampler(BaseSampler):
     def __init__(self, seed: int = 0, layer_spread: float = LAYER_SPREAD, scheme_spread: float = SCHEME_SPREAD) -> None:
         for what, value in (("layer_spread", layer_spread), ("scheme_spread", scheme_spread)):
             if not 0 < value < math.inf:
-                raise SettingError(what, value, "is out of range: use a number above 0")
+                raise SettingError(what, value, "is out of range: use a finite number above 0")
         self._seed = seed
         self._spreads = (layer_spread, scheme_spread)
         self._options: Options | None = None

@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from ranksearch.datasets import Splits
-from ranksearch.errors import SettingError, UserError
+from ranksearch.errors import SettingError, first_line
 from ranksearch.image_sets import stratified
 
 # What ImageNet's images have, on a scale of 0 to 1, and what networks for them are trained with unless they say so.
@@ -36,7 +36,7 @@ def image_folder(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     workers: int | None = None,
-    eval_images: int | None = None,
+    validation_images: int | None = None,
 ) -> Splits:
     """Folders of image files: ``<root>/<train>/<class>/*``, and where there is one, ``<root>/<test>/<class>/*``.
 
@@ -56,10 +56,10 @@ def image_folder(
         mean: taken from each of the three channels, on a scale of 0 to 1; None for ImageNet's.
         std: that each is divided by; None for ImageNet's.
         workers: processes that prepare batches; None for one a core, at most 16.
-        eval_images: validation images at the most; None for all.
+        validation_images: validation images at the most; None for all.
 
     Raises:
-        UserError: a folder is missing or holds no images, or a setting is out of its range.
+        SettingError: a folder is missing or holds no images, or a setting is out of its range.
     """
     size = 224 if image_size is None else image_size
     mode = _interpolation(interpolation)
@@ -71,16 +71,17 @@ def image_folder(
     labels = np.asarray(pool.targets)
     index = np.arange(len(labels))
     if test is None:
-        index, held_out = stratified(index, labels, test_share, split_seed)
+        index, held_out = stratified(index, labels, test_share, split_seed, "test_share")
         tested: Any = Subset(plain, held_out.tolist())
     else:
         tested = _read(root, test, centred)
         if tested.classes != pool.classes:
-            raise UserError(f"dataset.root={root}: {train} and {test} hold different class folders: make them the same")
-    trained, validation = stratified(index, labels[index], validation_share, split_seed, eval_images)
+            advice = f"holds other class folders in '{test}' than in '{train}': make them the same"
+            raise SettingError("root", root, advice)
+    trained, validation = stratified(index, labels[index], validation_share, split_seed)
     return Splits(
         Subset(pool, trained.tolist()),
-        Subset(plain, validation.tolist()),
+        Subset(plain, validation[:validation_images].tolist()),
         tested,
         num_classes=len(pool.classes),
         workers=min(16, _cores()) if workers is None else workers,
@@ -101,7 +102,7 @@ def central_crop(
     """
     kept = 0.875 if crop is None else crop
     if not 0 < kept <= 1:
-        raise SettingError("dataset.crop", kept, "is out of range: use a share above 0, at most 1")
+        raise SettingError("crop", kept, "is out of range: use a share above 0, at most 1")
     resized = v2.Resize(round(image_size / kept), _interpolation(interpolation))
     return v2.Compose([resized, v2.CenterCrop(image_size), _to_tensor(mean, std)])  # type: ignore[no-any-return]
 
@@ -110,7 +111,7 @@ def _interpolation(name: str | None) -> InterpolationMode:
     try:
         return InterpolationMode(name or "bilinear")
     except ValueError:
-        raise SettingError("dataset.interpolation", name, "is unknown: use bilinear or bicubic") from None
+        raise SettingError("interpolation", name, "is unknown: use bilinear or bicubic") from None
 
 
 def _to_tensor(mean: Sequence[float] | None, std: Sequence[float] | None) -> v2.Compose:
@@ -126,11 +127,10 @@ def _cores() -> int:
 def _read(root: str, split: str, transform: Callable[[Any], Any]) -> ImageFolder:
     folder = Path(root) / split
     if not folder.is_dir():
-        raise UserError(
-            f"dataset.root={root} lacks the folder '{split}': expected {folder}/<class>/<image>.JPEG; "
-            "point dataset.root at the data set"
-        )
+        advice = f"put the images into {folder}/<class>/, or point dataset.root at them"
+        raise SettingError("root", root, f"lacks the folder '{split}': {advice}")
     try:
         return ImageFolder(folder, transform)
     except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no images ({error}): expected {folder}/<class>/<image>.JPEG") from None
+        advice = f"has no images in '{split}' ({first_line(error)}): put some into {folder}/<class>/"
+        raise SettingError("root", root, advice) from None

@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 from torchvision import datasets as torchvision_datasets
 
 from ranksearch.datasets import Examples, Splits
-from ranksearch.errors import SettingError, UserError
+from ranksearch.errors import SettingError, UserError, first_line
 
 
 def digits(
@@ -44,20 +44,19 @@ def digits(
         UserError: the shares leave nothing to train on, or the size is below 8.
     """
     if image_size < 8:
-        raise UserError(f"dataset.image_size={image_size} is below the 8 pixels of the originals: use 8 or more")
+        raise SettingError("image_size", image_size, "is below the 8 pixels of the originals: use 8 or more")
     if min(validation_share, test_share) <= 0 or validation_share + test_share >= 1:
-        raise UserError(
-            f"dataset.validation_share={validation_share} and test_share={test_share} leave a split empty: "
-            "use shares above 0 that sum to less than 1"
-        )
+        advice = f"and test_share={test_share} leave a split empty: use shares above 0 that sum to less than 1"
+        raise SettingError("validation_share", validation_share, advice)
     raw = load_digits()
     images = torch.from_numpy(np.asarray(raw.images, dtype=np.float32))[:, None] / 16
     labels = torch.from_numpy(np.asarray(raw.target, dtype=np.int64))
     images = _scaled(images, image_size)
-    rest, test = train_test_split(
-        np.arange(len(labels)), test_size=test_share, stratify=labels.numpy(), random_state=split_seed
+    everything, left = np.arange(len(labels)), 1 - test_share
+    rest, test = stratified(everything, labels.numpy(), test_share, split_seed, "test_share")
+    train, validation = stratified(
+        rest, labels.numpy()[rest], validation_share / left, split_seed, "validation_share", left
     )
-    train, validation = stratified(rest, labels.numpy()[rest], validation_share / (1 - test_share), split_seed)
     [images] = _normalized(images, train, mean, std)
     parts = [_held(images[index], labels[index]) for index in (train, validation, test)]
     return Splits(parts[0], parts[1], parts[2], num_classes=10)
@@ -72,7 +71,7 @@ def fashion_mnist(
     image_size: int,
     validation_share: float,
     split_seed: int,
-    eval_images: int | None,
+    validation_images: int | None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Splits:
@@ -85,7 +84,7 @@ def fashion_mnist(
         image_size: height and width that the images are scaled to.
         validation_share: share of the training set, 0 to 1.
         split_seed: of the stratified split.
-        eval_images: validation images at the most; None for all.
+        validation_images: validation images at the most; None for all.
         mean: taken from each of the three channels, on a scale of 0 to 1; None for the training split's own.
         std: that each is divided by; None for the training split's own.
 
@@ -105,11 +104,12 @@ def fashion_mnist(
         train, test = (kind(root, train, download=True) for train in (True, False))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"dataset.root={root} lacks Fashion-MNIST, and it cannot be downloaded ({str(error).splitlines()[0]}): "
+            f"dataset.root={root} lacks Fashion-MNIST, and it cannot be downloaded ({first_line(error)}): "
             f"put {', '.join(f'{file}.gz' for file in files)} into {raw}"
         ) from None
     scaled = [_scaled(part.data[:, None].float() / 255, image_size) for part in (train, test)]
-    index = stratified(np.arange(len(train)), train.targets.numpy(), validation_share, split_seed, eval_images)
+    trained, validation = stratified(np.arange(len(train)), train.targets.numpy(), validation_share, split_seed)
+    index = trained, validation[:validation_images]
     parts = _parts(scaled, [train.targets, test.targets], index, mean, std)
     return Splits(*parts, num_classes=len(train.classes))
 
@@ -120,7 +120,7 @@ def cifar(
     image_size: int,
     validation_share: float,
     split_seed: int,
-    eval_images: int | None,
+    validation_images: int | None,
     augment: bool,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -135,7 +135,7 @@ def cifar(
         image_size: height and width that the images are scaled to.
         validation_share: share of the training set, 0 to 1.
         split_seed: of the stratified split.
-        eval_images: validation images at the most; None for all.
+        validation_images: validation images at the most; None for all.
         augment: whether training sees images shifted and mirrored at random; see `shift_and_mirror`.
         mean: taken from each channel, on a scale of 0 to 1; None for the training split's own.
         std: that each is divided by; None for the training split's own.
@@ -145,20 +145,21 @@ def cifar(
     """
     kinds = {10: torchvision_datasets.CIFAR10, 100: torchvision_datasets.CIFAR100}
     if classes not in kinds:
-        raise SettingError("dataset.classes", classes, "is unknown: use 10 or 100")
+        raise SettingError("classes", classes, "is unknown: use 10 or 100")
     kind = kinds[classes]
     try:
         train, test = (kind(root, train, download=True) for train in (True, False))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"dataset.root={root} lacks CIFAR-{classes}, and it cannot be downloaded ({str(error).splitlines()[0]}): "
+            f"dataset.root={root} lacks CIFAR-{classes}, and it cannot be downloaded ({first_line(error)}): "
             f"put {kind.filename} into it, or what that holds into {Path(root) / kind.base_folder}"
         ) from None
     labels = [torch.tensor(part.targets) for part in (train, test)]
     scaled = [
         _scaled(torch.from_numpy(part.data).permute(0, 3, 1, 2).float().div_(255), image_size) for part in (train, test)
     ]
-    index = stratified(np.arange(len(train)), labels[0].numpy(), validation_share, split_seed, eval_images)
+    trained, validation = stratified(np.arange(len(train)), labels[0].numpy(), validation_share, split_seed)
+    index = trained, validation[:validation_images]
     parts = _parts(scaled, labels, index, mean, std)
     return Splits(*parts, num_classes=classes, augment=shift_and_mirror if augment else None)
 
@@ -229,30 +230,35 @@ def _scaled(images: Tensor, size: int) -> Tensor:
 
 
 def stratified(
-    index: np.ndarray, labels: np.ndarray, validation_share: float, split_seed: int, eval_images: int | None = None
+    index: np.ndarray,
+    labels: np.ndarray,
+    share: float,
+    split_seed: int,
+    key: str = "validation_share",
+    of_all: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Take a stratified share of a training set away for validation.
+    """Take a stratified share of examples away.
 
     Args:
-        index: of the training set.
-        labels: of its examples.
-        validation_share: share of them, 0 to 1.
+        index: of the examples.
+        labels: of each.
+        share: of them, 0 to 1.
         split_seed: of the draw.
-        eval_images: of the validation split, at the most; None for all.
+        key: of the setting that the share comes from, for the error.
+        of_all: what the examples are of all that the setting is a share of.
 
     Returns:
-        Indices of the training split and of the validation split.
+        Indices of what stays, and of what is taken away.
 
     Raises:
-        UserError: the share leaves a split without some class.
+        SettingError: the share leaves a split without some class.
     """
     try:
-        train, validation = train_test_split(
-            index, test_size=validation_share, stratify=labels, random_state=split_seed
-        )
+        rest, taken = train_test_split(index, test_size=share, stratify=labels, random_state=split_seed)
     except ValueError as error:
-        raise UserError(f"dataset.validation_share={validation_share} cannot be split off ({error})") from None
-    return train, validation[:eval_images]
+        advice = f"cannot be split off ({first_line(error)}): use another share, or bring more images"
+        raise SettingError(key, round(share * of_all, 6), advice) from None
+    return rest, taken
 
 
 def fake(image_size: int, num_classes: int, images: int, seed: int) -> Splits:
@@ -268,7 +274,7 @@ def fake(image_size: int, num_classes: int, images: int, seed: int) -> Splits:
         UserError: there are fewer images than four for each class.
     """
     if images < 4 * num_classes:
-        raise UserError(f"dataset.images={images} leave some class out: use {4 * num_classes} or more")
+        raise SettingError("images", images, f"leave some class out: use {4 * num_classes} or more")
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.randn(num_classes, 3, 4, 4, generator=generator)
     labels = torch.arange(images) % num_classes

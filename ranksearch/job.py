@@ -17,7 +17,7 @@ from ranksearch.artifacts import write_artifacts
 from ranksearch.baseline import train_or_read
 from ranksearch.config import RunConfig
 from ranksearch.datasets import Splits, endless_batches
-from ranksearch.errors import DivergedError, UserError
+from ranksearch.errors import DivergedError, UserError, first_line
 from ranksearch.facts import StudyFacts, keep_facts, kept_facts
 from ranksearch.files import write_json
 from ranksearch.finalize import finalize
@@ -178,7 +178,8 @@ def _finish(job: Job, progress: Progress, problem: Problem, study: Study) -> Non
             progress.step,
         )
     except DivergedError as error:
-        raise UserError(f"finalizing failed ({error}), all trials are kept: lower finalize.learning_rate") from None
+        reason = str(error).partition(":")[0]
+        raise UserError(f"finalizing failed ({reason}), all trials are kept: lower finalize.learning_rate") from None
 
 
 def _write(job: Job, problem: Problem, study: Study) -> None:
@@ -225,10 +226,13 @@ def _calibrated(job: Job, progress: Progress) -> Problem:
             job.device,
         )
     except DivergedError as error:
-        raise UserError(f"the baseline failed ({error}): lower baseline.learning_rate, or mend its weights") from None
+        reason = str(error).partition(":")[0]
+        raise UserError(f"the baseline failed ({reason}): lower baseline.learning_rate, or mend its weights") from None
     except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"out of memory before the first trial ({reason}): lower calibration.batch_size") from None
+        reason = first_line(error)
+        raise UserError(
+            f"out of memory before the first trial ({reason}): lower calibration.batch_size or baseline.batch_size"
+        ) from None
 
 
 def _settled(job: Job) -> FineTuning:

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.device import describe_device
-from ranksearch.errors import SettingError
+from ranksearch.errors import DamagedError, SettingError
 from ranksearch.factorize import factorized_like
 from ranksearch.factorize.dry_run import layer_inputs
-from ranksearch.files import DamagedError, read_state, write_state
+from ranksearch.files import read_state, write_state
 from ranksearch.locks import alone
 from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
 from ranksearch.timing import Timing, time_calls

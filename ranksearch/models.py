@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import get_model, list_models
 
-from ranksearch.errors import UserError
+from ranksearch.errors import SettingError, UserError, first_line
 from ranksearch.pretrained import (
     Published,
     find_timm_weights,
@@ -59,7 +59,7 @@ class CifarResNet(nn.Module):
     def __init__(self, depth: int, num_classes: int) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
-            raise UserError(f"model.depth={depth} is not 6n + 2: use 20, 32, 44, 56, ...")
+            raise SettingError("depth", depth, "is not 6n + 2 with an n of 1 or more: use 8, 14, 20, 32, 44, 56, ...")
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
@@ -101,7 +101,7 @@ def torchvision_classifier(architecture: str, num_classes: int, weights: str | N
     """
     known = list_models(module=torchvision.models)
     if architecture not in known:
-        close = ", ".join(get_close_matches(architecture, known, n=3)) or "see torchvision.models.list_models()"
+        close = ", ".join(get_close_matches(architecture, known, n=3)) or "one of torchvision.models.list_models()"
         raise UserError(f"torchvision has no model '{architecture}': use {close}")
     if weights is None:
         # These two otherwise answer with several outputs while they train.
@@ -158,13 +158,15 @@ def timm_classifier(architecture: str, num_classes: int, weights: str | None = N
     timm = import_timm()
     known = timm.list_models()
     if architecture not in known:
-        close = ", ".join(get_close_matches(architecture, known, n=3)) or "see timm.list_models()"
+        close = ", ".join(get_close_matches(architecture, known, n=3)) or "one of timm.list_models()"
         raise UserError(f"timm has no model '{architecture}': use {close}")
     name = architecture if weights is None else find_timm_weights(architecture, weights)
     try:
         network = timm.create_model(name, pretrained=weights is not None, num_classes=num_classes)
     except (OSError, RuntimeError) as error:  # huggingface_hub's errors are kinds of OSError
-        reason = str(error).splitlines()[0]
+        if weights is None:
+            raise
+        reason = first_line(error)
         raise UserError(
             f"model.weights={weights} cannot be downloaded ({reason}): connect to the network, or give the file to "
             "model.checkpoint"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ranksearch.errors import UserError
+from ranksearch.errors import UserError, first_line
 
 OTHERWISE = "use format=torch_export, which takes any network that torch.export can follow"
 # Where functions of a traced graph may come from.
@@ -39,7 +39,7 @@ def write_plain(network: nn.Module) -> tuple[str, dict[str, Tensor]]:
     try:
         graph = _Tracer(network).trace(network)
     except Exception as error:  # whatever someone's forward does with what stands for its input
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"the network cannot be traced ({reason}): {OTHERWISE}") from error
     lines: list[str] = []
     state: dict[str, Tensor] = {}

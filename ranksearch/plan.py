@@ -89,9 +89,10 @@ class LayerSpec:
     def __post_init__(self) -> None:
         for what in ("in_size", "out_size", "positions", "groups"):
             if getattr(self, what) < 1:
-                raise PlanError(f"{what} {getattr(self, what)} of '{self.name}' must be at least 1")
+                raise PlanError(f"{what} {getattr(self, what)} of '{self.name}' is below 1: give 1 or more")
         if self.in_size % self.groups or self.out_size % self.groups:
-            raise PlanError(f"groups {self.groups} of '{self.name}' must divide {self.in_size} and {self.out_size}")
+            sizes = f"{self.in_size} inputs and {self.out_size} outputs"
+            raise PlanError(f"groups {self.groups} of '{self.name}' do not divide its {sizes}: give a divisor of both")
 
     @property
     def fan_in(self) -> int:
@@ -142,7 +143,7 @@ class LayerSpec:
     def break_even_rank(self, scheme: str = "full") -> int:
         """The largest rank that still saves both MACs and weights; 0 where none does."""
         weights = self.fan_in * (self.out_size // self.groups)
-        by_weights = (weights - 1) // sum(self._weights(scheme))
+        by_weights = (weights - 1) // self.weights_at(1, scheme)
         by_macs = (weights * self.positions - 1) // self._macs_of_rank_one(scheme)
         return self.groups * min(by_weights, by_macs)
 
@@ -186,6 +187,10 @@ class LayerSpec:
         """Multiply-accumulates of the dense layer for one example."""
         return self.fan_in * self.out_size * self.positions
 
+    def weights_at(self, rank: int, scheme: str = "full") -> int:
+        """Numbers in the kernels of both factors."""
+        return rank * sum(self._weights(scheme))
+
     def macs_at(self, rank: int, scheme: str = "full") -> int:
         """Multiply-accumulates of the factorized layer for one example."""
         return rank * self._macs_of_rank_one(scheme)
@@ -200,7 +205,7 @@ class LayerChoice:
 
     def __post_init__(self) -> None:
         if isinstance(self.latent_size, bool) or not isinstance(self.latent_size, int) or self.latent_size < 1:
-            raise PlanError(f"latent size {self.latent_size!r} of a plan must be an int >= 1")
+            raise PlanError(f"latent size {self.latent_size!r} of a plan is out of range: give an int >= 1")
         check_scheme(self.scheme)
 
 
@@ -222,11 +227,6 @@ class RankPlan:
     def __len__(self) -> int:
         return len(self.layers)
 
-    def latent_size(self, name: str) -> int | None:
-        """The latent size of a layer, or None where it stays dense."""
-        choice = self.layers.get(name)
-        return None if choice is None else choice.latent_size
-
     def to_json(self) -> dict[str, dict[str, Any]]:
         """The plan as plain JSON values."""
         return {
@@ -240,9 +240,11 @@ class RankPlan:
         Raises:
             PlanError: an entry is not a scheme and a latent size.
         """
+        if not isinstance(layers, Mapping):
+            raise PlanError(f"layers of type {type(layers).__name__} are no plan: give a choice for each layer's name")
         choices = {}
         for name, entry in layers.items():
             if not isinstance(entry, Mapping) or set(entry) != {"scheme", "latent_size"}:
-                raise PlanError(f"plan entry {entry!r} of '{name}' needs exactly 'scheme' and 'latent_size'")
+                raise PlanError(f"plan entry {entry!r} of '{name}' is no choice: give 'scheme' and 'latent_size' alone")
             choices[name] = LayerChoice(latent_size=entry["latent_size"], scheme=entry["scheme"])
         return RankPlan(choices)

@@ -52,8 +52,8 @@ def find_weights(architecture: str, weights: str) -> WeightsEnum:
     choice = published.DEFAULT if known and weights == "DEFAULT" else known.get(weights)
     if isinstance(choice, WeightsEnum):
         return choice
-    names = ", ".join(known) or "none are published"
-    raise UserError(f"model.weights={weights} is unknown for {architecture}: use one of {names}")
+    names = ", ".join(known) or "null, for none are published"
+    raise UserError(f"model.weights={weights} is unknown for {architecture}: use {names}")
 
 
 def import_timm() -> ModuleType:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ranksearch.calibrated import Calibrated, decompose_layers
 from ranksearch.cost import CostModel, MacsCost, MeasuredCost, NetworkCost, count_params
 from ranksearch.datasets import Batch, Examples, Splits, batches, draw, length
-from ranksearch.errors import SettingError, UserError
+from ranksearch.errors import SettingError, UserError, first_line
 from ranksearch.factorize import collect_sensitivities, profile_layers
 from ranksearch.fine_tuning import FineTuning
 from ranksearch.rules import SpaceSettings, build_space
@@ -84,11 +84,6 @@ class Problem(Calibrated):
         """Dense cost over a cost, both in the space's unit."""
         return self.space.cost.dense / cost
 
-    @property
-    def counts_macs(self) -> bool:
-        """Whether the space's cost is that of multiply-accumulates itself."""
-        return self.space.cost.model.unit == self.macs.model.unit
-
     def validation(self) -> Iterator[Batch]:
         """The batches to choose by."""
         return _batches_to_measure_on(self.splits, self.splits.validation, self.device)
@@ -122,7 +117,7 @@ def describe_space(
         profile = profile_layers(model, torch.empty(1, *shape))
         macs = MacsCost().network(model, shape)
     except Exception as error:  # whatever someone's own forward raises
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
             f"the model cannot run on images of shape {list(shape)} ({reason}): mend one of them"
         ) from error

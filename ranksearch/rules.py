@@ -43,11 +43,11 @@ class Rule:
             try:
                 check_scheme(scheme)
             except PlanError as error:
-                raise UserError(f"space rule '{self.match}': {error}") from None
+                raise UserError(
+                    str(error).replace(" is unknown", f" of space rule '{self.match}' is unknown")
+                ) from None
         if self.keep not in (None, "dense"):
-            raise UserError(
-                f"space rule '{self.match}' has keep={self.keep}: 'dense' is the only value, or leave it out"
-            )
+            raise UserError(f"keep={self.keep} of space rule '{self.match}' is unknown: use dense, or leave it out")
         for what in ("low", "high", "step"):
             value = getattr(self, what)
             if value is None:
@@ -55,7 +55,9 @@ class Rule:
             try:
                 resolve_latent_size(value, 1, 1)
             except UserError as error:
-                raise UserError(f"space rule '{self.match}', {what}: {error}") from None
+                reason, _, remedy = str(error).partition(": ")
+                found = reason.replace(f"latent size {value!r}", f"{what}={value} of space rule '{self.match}'")
+                raise UserError(f"{found}: {remedy}") from None
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ def _check_rule(rule: Rule, profile: LayerProfile) -> None:
     matched = [name for name in names if fnmatchcase(name, rule.match)]
     if not matched:
         close = get_close_matches(rule.match, names, n=3, cutoff=0.0)
-        raise UserError(f"space rule '{rule.match}' matches no layer: did you mean {', '.join(map(repr, close))}?")
+        advice = f"use a glob that does, such as {', '.join(map(repr, close))}" if close else "take it out"
+        raise UserError(f"space rule '{rule.match}' matches no layer: {advice}")
     if rule.keep is None and all(name in profile.skipped for name in matched):
         raise UserError(
             f"space rule '{rule.match}' matches only layers that cannot be factorized "

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from ranksearch.closed_form import closed_form, closed_form_budgets
-from ranksearch.errors import BehindError, DivergedError
+from ranksearch.errors import BehindError, DivergedError, first_line
 from ranksearch.guided import GuidedSampler
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
@@ -157,7 +157,7 @@ def _score(
     try:
         taken, is_anothers = take_up(study, trial, problem.space)
     except ValueError as error:  # someone enqueued a scheme that Optuna does not find among the choices
-        _prune(trial, f"outside the space: {str(error).splitlines()[0]}")
+        _prune(trial, f"outside the space: {first_line(error)}")
     values = taken.params
     outside = [layer for layer in problem.space.layers if not layer.allows(values)]
     if outside:
@@ -193,7 +193,7 @@ def _score(
     except BehindError as error:
         _prune(trial, str(error))
     except (DivergedError, torch.OutOfMemoryError) as error:
-        broken = f"out of memory ({str(error).splitlines()[0]}): lower calibration.sequential_images"
+        broken = f"out of memory ({first_line(error)}): lower calibration.sequential_images"
         trial.set_user_attr(REASON, str(error) if isinstance(error, DivergedError) else broken)
         # Optuna ends a trial of no value as FAIL and goes on.
         return FAILED

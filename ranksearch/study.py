@@ -50,9 +50,7 @@ class StudySettings:
             object.__setattr__(self, "name", str(self.name))
         for name in self.names or [""]:
             if not name or {"/", "\\"} & set(name) or name in (".", ".."):
-                raise SettingError(
-                    "name", name, "cannot name a folder: use a name without slashes, not . or .."
-                )
+                raise SettingError("name", name, "cannot name a folder: use a name without slashes, not . or ..")
         if self.n_trials < 1:
             raise SettingError("n_trials", self.n_trials, "is out of range: use 1 or more")
         if self.closed_form_trials < 0:

@@ -126,8 +126,8 @@ def _chart(state: RunState, facts: StudyFacts, width: int) -> str:
     plotext.plotsize(width, CHART)
     plotext.theme("clear")
     plotext.xscale("log")
-    trials = [(facts.cost / result.cost, 100 * result.accuracy) for _, result in done]
-    best = [(facts.cost / point.result.cost, 100 * point.result.accuracy) for point in points]
+    trials = [(result.speedup, 100 * result.accuracy) for _, result in done]
+    best = [(point.result.speedup, 100 * point.result.accuracy) for point in points]
     plotext.scatter(*map(list, zip(*trials, strict=True)), marker="dot")
     plotext.plot(*map(list, zip(*best, strict=True)), marker="braille", color="blue")
     plotext.scatter([1.0], [100 * facts.accuracy], marker="x", color="green")

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ranksearch.errors import SettingError
+from ranksearch.errors import SettingError, first_line
 
 # Where training programs put the weights among other things that they keep, and what wrappers put before their names.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -68,7 +68,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         advice = "holds more than tensors and plain values, which is not safe to read: save model.state_dict() alone"
         raise SettingError(setting, path, advice) from None
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise SettingError(setting, path, f"cannot be read ({reason}): write it anew") from None
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

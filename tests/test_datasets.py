@@ -97,7 +97,7 @@ def test_folders_keep_the_official_validation_set_for_the_test(folders: Path) ->
     assert splits.input_shape == (3, 32, 32)
     assert splits.num_classes == 2
     assert set(splits.train.indices).isdisjoint(splits.validation.indices)  # type: ignore[attr-defined]
-    assert length(read(folders, eval_images=3).validation) == 3
+    assert length(read(folders, validation_images=3).validation) == 3
 
 
 def test_without_a_test_folder_a_share_of_the_training_folder_is_kept_for_it(folders: Path) -> None:
@@ -299,7 +299,7 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_cifar_keeps_its_test_set_and_splits_the_rest(
     small_cifar: Path, classes: int, sizes: tuple[int, int, int]
 ) -> None:
-    settings: dict[str, Any] = {"image_size": 32, "split_seed": 0, "eval_images": None, "augment": True}
+    settings: dict[str, Any] = {"image_size": 32, "split_seed": 0, "validation_images": None, "augment": True}
     splits = cifar(classes, str(small_cifar), validation_share=sizes[1] / (sizes[0] + sizes[1]), **settings)
     assert (length(splits.train), length(splits.validation), length(splits.test)) == sizes
     assert splits.num_classes == classes

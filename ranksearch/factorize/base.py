@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
+from ranksearch.errors import DataError, PlanError, first_line
 from ranksearch.factorize.calibration import collect_statistics
 from ranksearch.factorize.decomposition import decompose
 from ranksearch.factorize.factors import Factors
@@ -20,14 +21,14 @@ def statistics_of(layer: Layer, input: Tensor, scheme: str) -> LayerStatistics:
     """The statistics of one layer for one batch.
 
     Raises:
-        ValueError: the batch is empty, not finite, or of a shape that cannot go through the layer.
+        DataError: the batch is empty, not finite, or of a shape that cannot go through the layer.
     """
     check_input(input, layer)
     try:
         return collect_statistics(layer, [input], [""], [scheme])[""]
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
+        reason = first_line(error)
+        raise DataError(
             f"input of shape {list(input.shape)} cannot go through ({reason}): give larger images"
         ) from None
 
@@ -36,22 +37,22 @@ def check_input(input: Tensor, layer: Layer) -> None:
     """See that a batch fits a layer.
 
     Raises:
-        ValueError: it is empty, not finite, or of another shape.
+        DataError: it is empty, not finite, or of another shape.
     """
     convolution = isinstance(layer, nn.Conv2d)
     expected = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
     axis = 1 if convolution else -1
     if input.ndim < 2 or (convolution and input.ndim != 4) or input.shape[axis] != expected:
         shape = f"[B, {expected}, H, W]" if convolution else f"[..., {expected}]"
-        raise ValueError(f"input of shape {list(input.shape)} does not fit the layer: give {shape}")
+        raise DataError(f"input of shape {list(input.shape)} does not fit the layer: give {shape}")
     if input.dtype != layer.weight.dtype:
-        raise ValueError(f"input of {input.dtype} does not fit weights of {layer.weight.dtype}: convert one of them")
+        raise DataError(f"input of {input.dtype} does not fit weights of {layer.weight.dtype}: convert one of them")
     if input.numel() == 0 or not bool(torch.isfinite(input).all()):
-        raise ValueError(f"input of shape {list(input.shape)} is empty or not finite: give a batch of finite numbers")
+        raise DataError(f"input of shape {list(input.shape)} is empty or not finite: give a batch of finite numbers")
 
 
 class FactorizedLayer(nn.Module):
-    """Two factors in the place of one layer; a subclass says how they and their dense product look."""
+    """Two factors in the place of one layer; a subclass says how they and their product look."""
 
     __jit_unused_properties__ = (
         "latent_size",
@@ -82,7 +83,7 @@ class FactorizedLayer(nn.Module):
         self.module0.reset_parameters()
         self.module1.reset_parameters()
 
-    def _dense(self) -> Layer:
+    def _product(self) -> Layer:
         """The layer that the two factors make together."""
         raise NotImplementedError
 
@@ -110,14 +111,14 @@ class FactorizedLayer(nn.Module):
             The solution; at or above the present latent size the present factors, with rank -1.
 
         Raises:
-            ValueError: the input is empty, not finite, or of another shape.
+            DataError: the input is empty, not finite, or of another shape.
         """
         size = self._spec().rank(rank)
         before, present = self.module0.weight.detach(), self.module1.weight.detach()
         if size >= self.latent_size:
             bias = None if self.module1.bias is None else self.module1.bias.detach()
             return LowRankSolution(*self._as_solution(before, present), bias, -1, 0.0)
-        dense = self._dense()
+        dense = self._product()
         statistics = statistics_of(dense, input, self.scheme)
         factors = decompose(dense, statistics, scheme=self.scheme).factors(dense, size)
         twin = type(self)._like(dense, size, self.scheme)
@@ -129,11 +130,11 @@ class FactorizedLayer(nn.Module):
         """Take a solution's factors over.
 
         Raises:
-            ValueError: the solution says that nothing was factorized (rank -1), or was made for another layer; the
+            DataError: the solution says that nothing was factorized (rank -1), or was made for another layer; the
                 layer is then unchanged.
         """
         if solution.rank == -1 or solution.Wb is None:
-            raise ValueError("a solution of rank -1 is not factorized: keep the layer as it is")
+            raise DataError("a solution of rank -1 is not factorized: keep the layer as it is")
         down, up = self._as_solution(solution.Wa, solution.Wb)
         same_kernels = all(
             part.shape[2:] == factor.weight.shape[2:] for part, factor in ((down, self.module0), (up, self.module1))
@@ -141,10 +142,12 @@ class FactorizedLayer(nn.Module):
         fits = same_kernels and down.shape[1] == self.module0.weight.shape[1] and len(up) == len(self.module1.weight)
         if not fits or len(down) != up.shape[1] * self._spec().groups:
             shapes = f"{list(solution.Wa.shape)} and {list(solution.Wb.shape)}"
-            raise ValueError(f"a solution of shapes {shapes} does not fit the layer: find one for its own inputs")
+            raise DataError(f"a solution of shapes {shapes} does not fit the layer: find one for its own inputs")
         bias = solution.bias if solution.bias is not None else torch.zeros(len(up))
         if bias.shape != (len(up),) or not all(bool(torch.isfinite(part).all()) for part in (down, up, bias)):
-            raise ValueError(f"a solution with a bias {list(bias.shape)} does not fit, or is not finite: find another")
+            raise DataError(
+                f"a solution with a bias {list(bias.shape)} does not fit {len(up)} outputs or is not finite: find one"
+            )
         self._set_factors(Factors(down, up, bias))
 
     def set_rank(self, input: Tensor, rank: float) -> None:
@@ -153,11 +156,12 @@ class FactorizedLayer(nn.Module):
         A layer without a bias gets one, for the mean that the lost directions had.
 
         Raises:
-            ValueError: the size is above the present one, or the input is empty, not finite or of another shape.
+            PlanError: the size is above the present one.
+            DataError: the input is empty, not finite or of another shape.
         """
         size = self._spec().rank(rank)
         if size > self.latent_size:
-            raise ValueError(f"latent size {size} exceeds the present {self.latent_size}: it can only be lowered")
+            raise PlanError(f"latent size {size} exceeds the present {self.latent_size}: give that or less")
         if size < self.latent_size:
             self.apply_solution(self.solution_for_rank(input, size))
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from ranksearch.errors import PlanError
 from ranksearch.factorize.patches import LARGEST_TO_UNFOLD, PatchMoments, Taps, at_least_float32
 from ranksearch.factorize.statistics import Layer, LayerStatistics, Moments, groups_of
 from ranksearch.plan import SCHEMES, check_scheme
@@ -123,9 +124,12 @@ def _hooked(handles: list[RemovableHandle]) -> Iterator[None]:
 
 
 def _layer(model: nn.Module, name: str) -> Layer:
-    module = model.get_submodule(name)
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise PlanError(f"the model lacks the layer '{name}': name one that it has") from None
     if not isinstance(module, nn.Conv2d | nn.Linear):
-        raise ValueError(f"'{name}' is a {type(module).__name__}: only Conv2d and Linear have statistics")
+        raise PlanError(f"layer '{name}' is a {type(module).__name__}, without statistics: name a Conv2d or Linear")
     return module
 
 

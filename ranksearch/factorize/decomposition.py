@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from torch import Tensor
 
+from ranksearch.errors import DataError
 from ranksearch.factorize.factors import Decomposition
 from ranksearch.factorize.full import decompose_fully
 from ranksearch.factorize.shapes import describe
@@ -32,7 +33,7 @@ def decompose(
 
     Raises:
         PlanError: the layer cannot have the scheme.
-        ValueError: statistics, sensitivity or weights are not finite, hold no rows, or do not fit.
+        DataError: statistics, sensitivity or weights are not finite, hold no rows, or do not fit.
     """
     check_scheme(scheme)
     if statistics is not None:
@@ -46,7 +47,7 @@ def _check_shape(layer: Layer, statistics: LayerStatistics) -> None:
     groups, out = groups_of(layer), len(layer.weight)
     size = out // groups if statistics.side == "output" else layer.weight[0].numel()
     if any(half.count for half in statistics.halves) and statistics.mean.shape != (groups, size):
-        raise ValueError(
+        raise DataError(
             f"statistics of {list(statistics.mean.shape)} numbers do not fit the layer's {statistics.side}s, "
             f"{[groups, size]}: collect them from this layer"
         )

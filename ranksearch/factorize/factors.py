@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ranksearch.errors import DataError
 from ranksearch.factorize.statistics import Layer
 
 
@@ -69,7 +70,7 @@ def square_roots(sensitivity: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The square root of each group's matrix and its inverse, with a floor below which directions count alike."""
     groups, out = weight.shape[:2]
     if sensitivity.shape != (groups, out, out) or not bool(torch.isfinite(sensitivity).all()):
-        raise ValueError(
+        raise DataError(
             f"a sensitivity of shape {list(sensitivity.shape)} does not fit or is not finite: "
             f"give finite numbers of shape {[groups, out, out]}"
         )

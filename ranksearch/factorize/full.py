@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ranksearch.errors import DataError
 from ranksearch.factorize.factors import Factors, at_all_rows, grouped_weight, square_roots
 from ranksearch.factorize.patches import PatchMoments
 from ranksearch.factorize.statistics import Layer, LayerStatistics, Moments, groups_of
@@ -110,7 +111,7 @@ def decompose_fully(
         shrinkage: strength of the mixture; None chooses it.
 
     Raises:
-        ValueError: statistics, sensitivity or weights are not finite, hold no rows, or do not fit.
+        DataError: statistics, sensitivity or weights are not finite, hold no rows, or do not fit.
     """
     groups = groups_of(layer)
     weight = grouped_weight(layer, groups)
@@ -128,7 +129,7 @@ def decompose_fully(
             outer = mapped
         halves = [_seen_through(outer, half) for half in statistics.halves if half.count]
         if not halves:
-            raise ValueError("calibration saw no rows of the layer: give batches that are not empty")
+            raise DataError("calibration saw no rows of the layer: give batches that are not empty")
         covariance = sum(halves[1:], halves[0]).covariance
         shift = statistics.mean
         if statistics.side == "input":
@@ -136,7 +137,7 @@ def decompose_fully(
         elif layer.bias is not None:
             shift = shift - layer.bias.detach().cpu().double().reshape(groups, -1)
     if not bool(torch.isfinite(covariance).all()):
-        raise ValueError("layer outputs or weights are not finite: check the calibration images and the weights")
+        raise DataError("layer outputs or weights are not finite: check the calibration images and the weights")
     prior = mapped @ mapped.mT
     size = covariance.shape[-1]
     both = tuple(half.covariance for half in halves) if len(halves) == 2 and size <= LARGEST_TO_SHRINK else ()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from ranksearch.errors import PlanError
 from ranksearch.factorize.base import FactorizedLayer, fill
 from ranksearch.factorize.factors import Factors
 from ranksearch.factorize.shapes import KernelSize, describe, joined_settings, pair, settings_of, split_settings
@@ -120,11 +121,13 @@ class FactorizedConv2d(FactorizedLayer):
         A bias is always there afterwards, for the mean that the lost directions had.
 
         Raises:
-            PlanError: the latent size saves no MACs, or the module cannot have the scheme.
-            ValueError: the module is another, or the input is empty, not finite or of another shape.
+            PlanError: the latent size saves no MACs, the module is another, or cannot have the scheme.
+            DataError: the input is empty, not finite or of another shape.
         """
         if type(module) is not nn.Conv2d:
-            raise ValueError(f"a {type(module).__name__} is not a plain Conv2d: only that can be factorized")
+            raise PlanError(
+                f"a {type(module).__name__} is not a plain Conv2d: give one (set_rank lowers what is factorized)"
+            )
         return cls._from(module, latent_channels, input, statistics, scheme)
 
     @classmethod
@@ -141,7 +144,7 @@ class FactorizedConv2d(FactorizedLayer):
     def _settings(self) -> dict[str, Any]:
         return joined_settings(self.module0, self.module1, self.scheme)
 
-    def _dense(self) -> nn.Conv2d:
+    def _product(self) -> nn.Conv2d:
         settings = self._settings()
         groups, latent = settings["groups"], self.latent_size // settings["groups"]
         with torch.no_grad():
@@ -227,10 +230,12 @@ class FactorizedLinear(FactorizedLayer):
         """Factorize a trained linear layer; see `FactorizedConv2d.from_conv2d`.
 
         Raises:
-            PlanError: the latent size saves no MACs.
+            PlanError: the latent size saves no MACs, or the module is another.
         """
         if type(module) is not nn.Linear:
-            raise ValueError(f"a {type(module).__name__} is not a plain Linear: only that can be factorized")
+            raise PlanError(
+                f"a {type(module).__name__} is not a plain Linear: give one (set_rank lowers what is factorized)"
+            )
         return cls._from(module, latent_features, input, statistics, "full")
 
     @classmethod
@@ -247,7 +252,7 @@ class FactorizedLinear(FactorizedLayer):
     def _spec(self) -> LayerSpec:
         return LayerSpec(type(self).__name__, "linear", self.in_features, self.out_features, 1)
 
-    def _dense(self) -> nn.Linear:
+    def _product(self) -> nn.Linear:
         dense = nn.Linear(self.in_features, self.out_features, device="meta")
         with torch.no_grad():
             weight = self.module1.weight @ self.module0.weight

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ranksearch.errors import DataError, first_line
 from ranksearch.factorize.calibration import as_rows, collect_statistics
 from ranksearch.factorize.full import decompose_fully
 from ranksearch.plan import LayerSpec, resolve_latent_size
@@ -54,9 +55,9 @@ def _check(**tensors: Tensor | None) -> None:
         if tensor is None:
             continue
         if tensor.numel() == 0:
-            raise ValueError(f"{name} of shape {list(tensor.shape)} is empty: give at least one example")
+            raise DataError(f"{name} of shape {list(tensor.shape)} is empty: give at least one example")
         if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} has numbers that are not finite: take them out")
+            raise DataError(f"{name} has numbers that are not finite: take them out")
 
 
 def _apply(x: Tensor, first: Tensor, second: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -92,19 +93,22 @@ def factorize_matrix(
         latent size and more, the present weights, and rank -1.
 
     Raises:
-        ValueError: shapes do not fit, tensors are empty or not finite, or the rank is out of range.
+        DataError: shapes do not fit, tensors are empty or not finite, or the rank is out of range.
     """
     _check(X=X, Y=Y, Wa=Wa, Wb=Wb, bias=bias)
     shapes = [X.ndim, Y.ndim, Wa.ndim, 2 if Wb is None else Wb.ndim]
     if shapes != [2] * 4 or len(X) != len(Y) or len(Wa) != X.shape[1]:
-        raise ValueError(
+        raise DataError(
             f"X {list(X.shape)}, Y {list(Y.shape)} and Wa {list(Wa.shape)} do not fit: give [N, D], [N, M] and [D, k]"
         )
     last = Wa if Wb is None else Wb
     if last.shape[1] != Y.shape[1] or (Wb is not None and Wb.shape[0] != Wa.shape[1]):
-        raise ValueError(f"the weights end in {list(last.shape)}, which does not fit Y {list(Y.shape)}: give [k, M]")
+        other = f" and Wa {list(Wa.shape)}" if Wb is not None else ""
+        raise DataError(
+            f"{'Wa' if Wb is None else 'Wb'} {list(last.shape)} does not fit Y {list(Y.shape)}{other}: give [k, M]"
+        )
     if bias is not None and bias.shape != Y.shape[1:]:
-        raise ValueError(f"bias {list(bias.shape)} does not fit Y {list(Y.shape)}: give [M]")
+        raise DataError(f"bias {list(bias.shape)} does not fit Y {list(Y.shape)}: give [M]")
     size = resolve_latent_size(rank, X.shape[1], Y.shape[1])
     if Wb is not None and size >= Wa.shape[1]:
         return LowRankSolution(Wa, Wb, bias, -1, truncation_error(Y, _apply(X, Wa, Wb, bias)))
@@ -153,19 +157,19 @@ def factorize_conv2d(
         rank of the present latent size, or of the outputs and more, the present weights and rank -1.
 
     Raises:
-        ValueError: shapes do not fit, tensors are empty or not finite, or the rank is out of range.
+        DataError: shapes do not fit, tensors are empty or not finite, or the rank is out of range.
     """
     _check(X=X, Wa=Wa, Wb=Wb, biasA=biasA, biasB=biasB)
     groups = conv2d_kwargs.get("groups", 1)
     if X.ndim != 4 or Wa.ndim != 4 or X.shape[1] != Wa.shape[1] * groups or len(Wa) % groups:
-        raise ValueError(f"X {list(X.shape)} and Wa {list(Wa.shape)} do not fit: give [B, C, H, W] and [k, C, kh, kw]")
+        raise DataError(f"X {list(X.shape)} and Wa {list(Wa.shape)} do not fit: give [B, C, H, W] and [k, C, kh, kw]")
     if Wb is not None and (
         Wb.ndim != 4 or Wb.shape[1] * groups != len(Wa) or Wb.shape[2:] != (1, 1) or len(Wb) % groups
     ):
-        raise ValueError(f"Wb {list(Wb.shape)} does not fit Wa {list(Wa.shape)}: give [O, k, 1, 1]")
+        raise DataError(f"Wb {list(Wb.shape)} does not fit Wa {list(Wa.shape)}: give [O, k, 1, 1]")
     for name, part, outputs in (("biasA", biasA, len(Wa)), ("biasB", biasB, len(Wa if Wb is None else Wb))):
         if part is not None and part.shape != (outputs,):
-            raise ValueError(f"{name} {list(part.shape)} does not fit {outputs} outputs: give one number for each")
+            raise DataError(f"{name} {list(part.shape)} does not fit {outputs} outputs: give one number for each")
     weight, bias = Wa, biasA if biasB is None or Wb is not None else biasB
     if Wb is not None:
         up = Wb.reshape(groups, -1, len(Wa) // groups)
@@ -186,8 +190,8 @@ def factorize_conv2d(
     try:
         statistics = collect_statistics(dense, [X], [""], ["full"])[""]
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"X {list(X.shape)} cannot go through the kernel ({reason}): give larger images") from None
+        reason = first_line(error)
+        raise DataError(f"X {list(X.shape)} cannot go through the kernel ({reason}): give larger images") from None
     factors = decompose_fully(dense, statistics).factors(dense, size)
     first = nn.Conv2d(X.shape[1], size, weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]
     first.weight = nn.Parameter(factors.down, requires_grad=False)

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from ranksearch.errors import DataError
 from ranksearch.factorize.alternating import SplitProblem
 from ranksearch.factorize.factors import Factors, at_all_rows, grouped_weight, square_roots
 from ranksearch.factorize.patches import PatchMoments
@@ -199,7 +200,7 @@ def decompose_by_split(
 
     Raises:
         PlanError: the layer cannot have the scheme.
-        ValueError: the statistics are not those of patches, hold none, or are not finite.
+        DataError: the statistics are not those of patches, hold none, or are not finite.
     """
     spec = describe(layer)
     spec.require_scheme(scheme)
@@ -209,17 +210,17 @@ def decompose_by_split(
         root, inverse = square_roots(sensitivity, weight)
         weight = root @ weight
     if not bool(torch.isfinite(weight).all()):
-        raise ValueError("layer weights are not finite: check them")
+        raise DataError("layer weights are not finite: check them")
     if statistics is not None:
         if sum(half.count for half in statistics.halves) == 0:
-            raise ValueError("calibration saw no rows of the layer: give batches that are not empty")
+            raise DataError("calibration saw no rows of the layer: give batches that are not empty")
         if statistics.side != "input":
-            raise ValueError(
+            raise DataError(
                 f"statistics of the layer's {statistics.side}s do not serve scheme '{scheme}': "
                 f"collect them with schemes=['{scheme}']"
             )
         if not all(half.finite for half in statistics.halves):
-            raise ValueError("layer inputs are not finite: check the calibration images")
+            raise DataError("layer inputs are not finite: check the calibration images")
     first = next((other for other in spec.schemes if other != "full"), scheme)
     sibling, found = (
         SplitDecomposition(name, weight, inverse, statistics, pieces(layer, name), spec.break_even_rank(name))

@@ -38,7 +38,7 @@ class LayerProfile:
     classifier: str | None
 
 
-TOO_SMALL = "too small: no latent size saves MACs"
+TOO_SMALL = "so small that no latent size saves MACs"
 
 
 def _reason_to_skip(module: nn.Module, positions: int) -> str | None:
@@ -46,12 +46,12 @@ def _reason_to_skip(module: nn.Module, positions: int) -> str | None:
         return f"{type(module).__name__} is not a plain Conv2d or Linear"
     assert isinstance(module, nn.Conv2d | nn.Linear)
     if "weight" not in module._parameters:
-        return "its weight is no parameter but computed by a hook, as pruning does: make it permanent first"
+        return "its weight is no parameter but computed by a hook, as pruning does"
     if positions == 0:
-        return "never called for every example: its weight may be read directly"
+        return "never called for every example, so its weight may be read directly"
     if not describe(module).schemes:
         if isinstance(module, nn.Conv2d) and 1 < module.groups == module.out_channels:
-            return "depthwise convolution: nothing to share among its outputs"
+            return "a depthwise convolution, with nothing to share among its outputs"
         return TOO_SMALL
     return None
 
@@ -172,7 +172,9 @@ def _layer_to_replace(model: nn.Module, name: str, choice: LayerChoice) -> Layer
     try:
         module = model.get_submodule(name)
     except AttributeError:
-        raise PlanError(f"the plan names '{name}', which the model lacks: was it made for another model?") from None
+        raise PlanError(
+            f"the plan names '{name}', which the model lacks: take it out, or give the model that it was made for"
+        ) from None
     reason = _reason_to_skip(module, positions=1) or _bound(model).get(name)
     if reason is not None:
         raise PlanError(f"'{name}' cannot be factorized ({reason}): leave it dense")

@@ -38,14 +38,14 @@ def _figure(height: int, x_title: str, y_title: str, **axes: Any) -> go.Figure:
 def front_figure(facts: StudyFacts, records: Sequence[TrialRecord], picked: int | None = None) -> go.Figure:
     """Validation accuracy against speedup: every trial, the front, the dense network, the budget, the picked trial."""
     done, counted = completed(records), facts.scale.name
-    shown = [facts.cost / result.cost for _, result in done] + [1.0, facts.speedup]
+    shown = [result.speedup for _, result in done] + [1.0, facts.speedup]
     ticks = [tick for tick in SPEEDUP_TICKS if tick <= 1.1 * max(shown)]
     x = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}x" for tick in ticks]}
     figure = _figure(420, f"speedup in {counted}", "validation accuracy, %", x=x)
     for closed_form, symbol, label in ((True, "diamond", "closed form"), (False, "circle", "sampler")):
         some = [(record, result) for record, result in done if record.closed_form == closed_form]
         figure.add_scatter(
-            x=[round(facts.cost / result.cost, 4) for _, result in some],
+            x=[round(result.speedup, 4) for _, result in some],
             y=[round(100 * result.accuracy, 3) for _, result in some],
             customdata=[record.number for record, _ in some],
             text=["<br>".join(by_stage(facts, result.plan)) for _, result in some],
@@ -56,7 +56,7 @@ def front_figure(facts: StudyFacts, records: Sequence[TrialRecord], picked: int 
         )
     points = front(records)[::-1]
     figure.add_scatter(
-        x=[round(facts.cost / point.result.cost, 4) for point in points],
+        x=[round(point.result.speedup, 4) for point in points],
         y=[round(100 * point.result.accuracy, 3) for point in points],
         customdata=[point.number for point in points],
         line={"color": BLUE, "shape": "vh", "width": 2},
@@ -76,7 +76,7 @@ def front_figure(facts: StudyFacts, records: Sequence[TrialRecord], picked: int 
     for record, result in done:
         if record.number == picked:
             figure.add_scatter(
-                x=[facts.cost / result.cost],
+                x=[result.speedup],
                 y=[100 * result.accuracy],
                 mode="markers",
                 marker={"symbol": "star", "size": 16, "color": ORANGE},
@@ -105,7 +105,7 @@ def heat_map(facts: StudyFacts, records: Sequence[TrialRecord]) -> go.Figure:
         x=[f"{record.number}" for record, _ in done],
         y=[layer.name for layer in facts.layers],
         text=said,
-        customdata=[[f"{facts.cost / result.cost:.2f}x" for _, result in done]] * len(facts.layers),
+        customdata=[[f"{result.speedup:.2f}x" for _, result in done]] * len(facts.layers),
         hovertemplate="%{y}<br>trial %{x}, %{customdata}: %{text}, %{z:.0%} of its MACs<extra></extra>",
         colorscale="Cividis",
         zmin=0,
@@ -142,11 +142,11 @@ def fine_tuning_figure(facts: StudyFacts, records: Sequence[TrialRecord]) -> go.
     figure.add_scatter(
         x=[round(100 * result.accuracy_before, 3) for _, result in done],
         y=[round(100 * result.accuracy, 3) for _, result in done],
-        customdata=[[record.number, round(facts.cost / result.cost, 3)] for record, result in done],
+        customdata=[[record.number, round(result.speedup, 3)] for record, result in done],
         mode="markers",
         marker={
             "size": 9,
-            "color": [round(facts.cost / result.cost, 3) for _, result in done],
+            "color": [round(result.speedup, 3) for _, result in done],
             "colorscale": "Cividis",
             "colorbar": {"title": "speedup", "ticksuffix": "x", "thickness": 12},
         },

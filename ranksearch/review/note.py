@@ -59,7 +59,7 @@ def write_note(facts: StudyFacts, records: Sequence[TrialRecord], report: Path) 
 
 def _closed_form(facts: StudyFacts, records: Sequence[TrialRecord]) -> str:
     known = [record.result for record in records if record.closed_form and record.result is not None]
-    said = [f"{result.accuracy:.2%} at {facts.cost / result.cost:.2f}x" for result in known]
+    said = [f"{result.accuracy:.2%} at {result.speedup:.2f}x" for result in known]
     return ", ".join(said) or "nothing yet"
 
 

@@ -146,7 +146,7 @@ def _trial(facts: StudyFacts, record: TrialRecord, result: TrialResult) -> dict[
         plan.append([SCHEMES.index(choice.scheme), choice.latent_size, macs_under(layer, choice), error])
     costs = ", ".join(f"{name} {cost}" for name, cost in zip(cost_names(facts), costs_said(facts, result), strict=True))
     return {
-        "speedup": round(facts.cost / result.cost, 4),
+        "speedup": round(result.speedup, 4),
         "accuracy": result.accuracy,
         "plan": plan,
         "said": (

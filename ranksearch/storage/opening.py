@@ -90,8 +90,9 @@ def rdb(url: str, heartbeat_seconds: int = 60) -> Database:
         return open_database(url, heartbeat_seconds, engine)
     except ImportError as error:
         extra = {"postgresql": "postgresql", "mysql": "mysql"}.get(parsed.get_backend_name())
-        remedy = f"pip install 'ranksearch[{extra}]'" if extra else "install it"
-        raise UserError(f"the driver of {place} is missing ({error.name}): {remedy}") from None
+        remedy = f"pip install 'ranksearch[{extra}]'" if extra else "install it, or use PostgreSQL or MySQL"
+        reason = first_line(error.__cause__ or error)
+        raise UserError(f"the driver of {place} is missing ({reason}): {remedy}") from None
     except (DatabaseError, StorageInternalError, RuntimeError) as error:
         reason = _reason(error)
         for secret in {parsed.password, url} - {None, ""}:
