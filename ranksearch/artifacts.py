@@ -20,7 +20,7 @@ from ranksearch.trial import STAGES
 
 FRONT_FORMAT = "ranksearch.front/1"
 COLUMNS = (
-    "number",
+    "trial",
     "state",
     "validation_accuracy",
     "cost",
@@ -47,7 +47,7 @@ def write_trials(path: Path, facts: StudyFacts, records: Sequence[TrialRecord]) 
         if record.state == "WAITING":
             continue
         row: dict[str, Any] = {
-            "number": record.number,
+            "trial": record.number,
             "state": record.state,
             "seconds": round(record.seconds, 3),
             "closed_form": int(record.closed_form),
@@ -91,7 +91,7 @@ def front_content(study: str, facts: StudyFacts, points: Sequence[FrontPoint]) -
         "split": "validation",
         "fine_tune_steps": facts.fine_tune_steps,
         "seed": facts.seed,
-        "cost": facts.unit,
+        "cost_unit": facts.unit,
         "input_shape": list(facts.input_shape),
     }
     dense = {"accuracy": facts.accuracy, "cost": facts.cost, "macs": facts.macs, "params": facts.params}

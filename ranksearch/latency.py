@@ -154,7 +154,7 @@ class MeasuredLatency:
         def reference() -> None:
             network(images)
 
-        whole = Timing.of(time_calls([reference], device, self.repeats)[0]).seconds * 1e9
+        whole = Timing.of(time_calls([reference], device, self.repeats)[0]).median * 1e9
         alike: dict[str, dict[tuple[str, int], float]] = {}
         dense, factorized = {}, {}
         for spec in layers:
@@ -162,7 +162,7 @@ class MeasuredLatency:
             key = f"{layer!r} {shapes[spec.name]}"
             if key not in alike:
                 timed = self._time_layer(layer, spec, shapes[spec.name], device, reference)
-                alike[key] = {option: share.seconds * whole for option, share in timed.items()}
+                alike[key] = {option: share.median * whole for option, share in timed.items()}
                 spreads += [timing.spread for timing in timed.values()]
             found = alike[key]
             dense[spec.name] = found["dense", 0]
@@ -215,7 +215,7 @@ class MeasuredLatency:
             network = self.prepared(with_any_weights(factorized_like(model, RankPlan(plan))), images.device)
             before, after = time_calls([reference, _caller(network, [images])], images.device, self.repeats)
             known.append((saved / table.dense_network, len(plan) / len(layers)))
-            seen.append(1 - Timing.beside(after, before).seconds)
+            seen.append(1 - Timing.beside(after, before).median)
         gained, overhead = fit_gains(known, seen)
         return gained, overhead * table.dense_network / len(layers)
 
@@ -229,11 +229,11 @@ class MeasuredLatency:
     ) -> dict[tuple[str, int], Timing]:
         """One layer dense, and by every scheme at every rank to time, as shares of the network's time beside it."""
         inputs = [self.example(shape, device) for shape in shapes]
-        alone = nn.Sequential(layer)
-        modules = {("dense", 0): self.prepared(alone, device)}
+        single = nn.Sequential(layer)
+        modules = {("dense", 0): self.prepared(single, device)}
         for scheme in spec.schemes:
             for rank in ranks_to_time(spec, scheme):
-                twin = factorized_like(alone, RankPlan({"0": LayerChoice(rank, scheme)}))
+                twin = factorized_like(single, RankPlan({"0": LayerChoice(rank, scheme)}))
                 modules[scheme, rank] = self.prepared(with_any_weights(twin), device)
         calls = [_caller(module, inputs) for module in modules.values()]
         whole, *timed = time_calls([reference, *calls], device, self.repeats)

@@ -16,7 +16,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from ranksearch.facts import StudyFacts, macs_under
 from ranksearch.files import replacing, write_text
 from ranksearch.finalized import Finalized
-from ranksearch.palette import BLACK, BLUE, DENSE, GREEN, GREY, ORANGE, SCHEME_COLORS, SEVERAL
+from ranksearch.palette import BLACK, BLUE, GREEN, GREY, ORANGE, SCHEME_COLORS, SEVERAL
+from ranksearch.plan import DENSE
 from ranksearch.records import FrontPoint, TrialRecord, front
 
 MARKERS = "os^D"

@@ -18,9 +18,9 @@ from torch import Tensor, fx, nn
 from ranksearch.errors import UserError, first_line
 
 OTHERWISE = "use format=torch_export, which takes any network that torch.export can follow"
-# Where functions of a traced graph may come from.
 # Arguments that say no more as (3, 3) than as 3.
 PER_AXIS = ("kernel_size", "stride", "padding", "dilation", "output_size")
+# Where functions of a traced graph may come from.
 STOCK = ("torch", "_operator", "math", "builtins")
 
 

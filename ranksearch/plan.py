@@ -16,6 +16,8 @@ FIRST_AXES: Mapping[str, tuple[bool, bool]] = MappingProxyType(
     {"full": (True, True), "vertical": (True, False), "horizontal": (False, True), "pointwise": (False, False)}
 )
 SCHEMES = tuple(FIRST_AXES)
+# What stands in a scheme's place where a layer stays as it was.
+DENSE = "dense"
 
 
 def check_scheme(scheme: object) -> str:

@@ -12,11 +12,10 @@ from ranksearch.closed_form import COMPARED_ON, closed_form_budgets, predict, to
 from ranksearch.cost import NetworkCost
 from ranksearch.files import write_csv
 from ranksearch.latency import LatencyCost, MeasuredLatency
-from ranksearch.plan import SCHEMES, RankPlan
+from ranksearch.plan import DENSE, SCHEMES, RankPlan
 from ranksearch.problem import Problem
 from ranksearch.space import SearchSpace
 
-DENSE = "dense"
 NETWORK = "whole network"
 READING = "columns named after schemes: the break-even rank in MACs, and in time"
 # Budgets of the predicted front, from the constraint's downwards.
@@ -61,9 +60,9 @@ class PredictedPoint:
     Attributes:
         speedup: in what the search counts.
         macs: multiply-accumulates of the network.
-        speedup_in_macs: the same as a ratio.
+        speedup_in_macs: the dense network's over that.
         speedup_in_time: expected from the times of the layers.
-        error: mean share of variance that is expected to be lost in a layer, over the layers of the space.
+        expected_error: share of a layer's output variance, the mean over the layers of the space.
         agreement: share of unseen training images that the network, not fine-tuned, gives the dense one's class.
     """
 
@@ -71,7 +70,7 @@ class PredictedPoint:
     macs: int
     speedup_in_macs: float
     speedup_in_time: float
-    error: float
+    expected_error: float
     agreement: float
 
 
@@ -107,7 +106,7 @@ def profile_problem(problem: Problem, latency: MeasuredLatency) -> Profile:
                 macs=macs.of(plan),
                 speedup_in_macs=macs.dense / macs.of(plan),
                 speedup_in_time=times.dense / times.of(plan),
-                error=total_error(plan, problem.errors) / len(problem.space.layers),
+                expected_error=total_error(plan, problem.errors) / len(problem.space.layers),
                 agreement=mean(same.double().tolist()),
             )
         )
@@ -169,7 +168,7 @@ def display_front(profile: Profile) -> list[tuple[str, ...]]:
                 f"{point.macs / 1e6:.2f} M",
                 f"{point.speedup_in_macs:.2f}x",
                 f"{point.speedup_in_time:.2f}x",
-                f"{point.error:.2%}",
+                f"{point.expected_error:.2%}",
                 f"{point.agreement:.1%}",
             )
             for point in profile.front

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
 
 import torch
 
@@ -19,14 +19,14 @@ BURST_SECONDS = 2e-3
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one call takes.
+    """How long one call takes, in seconds or as a multiple of another's time.
 
     Attributes:
-        seconds: the median over bursts of calls.
+        median: over bursts of calls.
         spread: half the distance between the quartiles over the median.
     """
 
-    seconds: float
+    median: float
     spread: float
 
     @staticmethod
@@ -36,13 +36,13 @@ class Timing:
         Args:
             samples: seconds of one call, two or more.
         """
-        low, _, high = quantiles(samples, n=4)
-        middle = median(samples)
+        low, _, high = statistics.quantiles(samples, n=4)
+        middle = statistics.median(samples)
         return Timing(middle, (high - low) / 2 / middle)
 
     @staticmethod
     def beside(samples: Sequence[float], others: Sequence[float]) -> Timing:
-        """Sum up samples as multiples of others that were taken beside them; ``seconds`` is then a ratio."""
+        """Sum up samples as multiples of others that were taken beside them."""
         return Timing.of([sample / other for sample, other in zip(samples, others, strict=True)])
 
 

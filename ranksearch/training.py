@@ -240,7 +240,7 @@ def settle_autocast(
     batch = next(batches)
     choices = [replace(recipe, autocast=autocast) for autocast in ("off", "bfloat16")]
     calls = [_step(copy.deepcopy(model).train(), batch, choice) for choice in choices]
-    plain, cast = (Timing.of(samples).seconds for samples in time_calls(calls, device, TIMED_STEPS, grad=True))
+    plain, cast = (Timing.of(samples).median for samples in time_calls(calls, device, TIMED_STEPS, grad=True))
     log.info("fine-tuning: a step is %.2fx as fast in bfloat16 as in float32", plain / cast)
     return choices[plain / cast > WORTHWHILE]
 

@@ -61,8 +61,8 @@ def time_side_by_side(
     networks = [settings.prepared(model, device) for model in (dense, factorized)]
     samples = time_calls([lambda: networks[0](images), lambda: networks[1](images)], device, settings.repeats)
     first, second = (Timing.of(found) for found in samples)
-    ratio = Timing.beside(*samples)
-    return WallClock(settings.batch_size, first.seconds, second.seconds, ratio.seconds, ratio.spread)
+    speedup = Timing.beside(*samples)
+    return WallClock(settings.batch_size, first.median, second.median, speedup.median, speedup.spread)
 
 
 def measured_on(device: torch.device, settings: MeasuredLatency) -> Mapping[str, Any]:

@@ -33,6 +33,7 @@ from ranksearch.storage import sqlite
 from ranksearch.training import Recipe, train
 
 if TYPE_CHECKING:
+    from runs import Ran
     from studies import Searched
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=40)
@@ -77,6 +78,15 @@ def searched(base_problem: Problem, tmp_path_factory: pytest.TempPathFactory) ->
 
     outputs = tmp_path_factory.mktemp("outputs")
     return search_small(base_problem, outputs, sqlite(str(outputs / "ranksearch.db")))
+
+
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The folder of a run in a process of its own, and what it said; tests must not change it."""
+    from runs import spawn  # which imports what few tests need
+
+    folder = tmp_path_factory.mktemp("run")
+    return folder, spawn(folder)
 
 
 @pytest.fixture(scope="session")

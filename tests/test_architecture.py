@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,32 +13,21 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "ranksearch"
-# From the ground up; a module may import from any row above its own, and from modules named in its own row never.
-FLOORS = [
-    ["errors", "palette"],
-    ["pruning", "plan", "files", "schema", "pretrained", "weights_file", "datasets", "locks", "device"],
-    ["factorize", "checkpoint", "timing", "models", "image_sets", "optimizers"],
-    ["cost", "latency", "loading", "training", "fine_tuning", "plain", "provenance", "image_folders"],
-    ["allocation", "baseline", "layer_weights", "export", "applying", "wall_clock"],
-    ["space"],
-    ["rules", "sampler", "constraint", "calibrated"],
-    ["problem", "closed_form"],
-    ["trial", "planning"],
-    ["records", "proxies", "facts"],
-    ["experience", "picking", "storage", "importance", "finalized"],
-    ["guided"],
-    ["queueing"],
-    ["study"],
-    ["search", "finalize", "progress"],
-    ["summary", "pictures"],
-    ["review", "profile"],
-    ["config", "sweep", "artifacts", "terminal"],
-    ["job", "afterwards"],
-    ["building", "callback"],
-    ["preparing"],
-    ["app"],
-    ["__main__"],
-]
+TEXT = (ROOT / "docs" / "architecture.md").read_text()
+# No room is longer than this: a file that needs more is two ideas.
+LONGEST = 300
+
+
+def table(heading: str, names_in: int) -> list[list[str]]:
+    """The modules that each row under a heading names, from the ground up."""
+    section = TEXT.split(heading)[1].split("\n#")[0]
+    rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| ")][1:]
+    return [[name.rstrip("/") for name in re.findall(r"`([\w/]+)`", row[names_in])] for row in rows]
+
+
+# A module may import from any row above its own, and from modules named in its own row never.
+FLOORS = [*table("## The rooms", 1), ["__main__"]]
+INSIDE = {room: table(f"### Inside `{room}/`", 0) for room in ("factorize", "review")}
 HOMES = {
     "hydra": {"app", "building", "callback"},
     "omegaconf": {"app", "callback"},
@@ -74,34 +64,61 @@ HOMES = {
 }
 
 
+def names_imported(file: Path) -> set[str]:
+    """Dotted names that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names if node.module == "ranksearch")
+    return names
+
+
 def imports() -> dict[str, set[str]]:
     """Room -> dotted names that its files import; a room is a module, or the whole of `factorize`."""
     found: dict[str, set[str]] = {}
     for file in PACKAGE.rglob("*.py"):
         room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        names = found.setdefault(room, set())
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                names.update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                names.add(node.module or "")
-                names.update(f"{node.module}.{alias.name}" for alias in node.names if node.module == "ranksearch")
+        found.setdefault(room, set()).update(names_imported(file))
     return found
 
 
-def test_every_room_has_its_floor() -> None:
-    assert set(imports()) - {"__init__"} == {room for floor in FLOORS for room in floor}
+def below(floors: list[list[str]], room: str) -> set[str]:
+    """All rooms that stand in rows above that of a room."""
+    [row] = [index for index, floor in enumerate(floors) if room in floor]
+    return {other for floor in floors[:row] for other in floor}
+
+
+def test_every_room_has_one_floor() -> None:
+    named = [room for floor in FLOORS for room in floor]
+    assert sorted(named) == sorted(set(imports()) - {"__init__"})
 
 
 @pytest.mark.parametrize("room", [room for floor in FLOORS for room in floor])
 def test_imports_run_one_way(room: str) -> None:
-    below: set[str] = set()
-    for floor in FLOORS:
-        if room in floor:
-            break
-        below.update(floor)
     used = {name.split(".")[1] for name in imports()[room] if name.startswith("ranksearch.")} - {room}
-    assert used <= below
+    assert used <= below(FLOORS, room)
+
+
+@pytest.mark.parametrize("room", INSIDE)
+def test_imports_run_one_way_inside_a_room(room: str) -> None:
+    files = {file.stem: file for file in (PACKAGE / room).glob("*.py") if file.stem != "__init__"}
+    named = [name for floor in INSIDE[room] for name in floor if name != "templates"]
+    assert sorted(named) == sorted(files)
+    flat = [[name] for floor in INSIDE[room] for name in floor]  # in the order of reading, within a row as well
+    for name, file in files.items():
+        prefix = f"ranksearch.{room}."
+        used = {found.split(".")[2] for found in names_imported(file) if found.startswith(prefix)} & set(files)
+        assert used <= below(flat, name), name
+
+
+def test_the_picture_names_modules_that_there_are() -> None:
+    shown = re.findall(r'class="m"[^>]*>([^<]+)<', (ROOT / "docs" / "flow.svg").read_text())
+    named = {name for line in shown for name in line.split()}
+    assert len(named) > 30
+    assert named <= set(imports())
 
 
 @pytest.mark.parametrize("package", HOMES)
@@ -119,12 +136,19 @@ def test_the_library_needs_torch_only(module: str) -> None:
 
 
 def test_no_file_outgrows_its_idea() -> None:
-    long = {str(file.relative_to(ROOT)) for file in PACKAGE.rglob("*.py") if len(file.read_text().splitlines()) > 300}
-    assert long == set()
+    files = [
+        file for folder in ("ranksearch", "tests", "benchmarks", "examples") for file in (ROOT / folder).rglob("*.py")
+    ]
+    long = {file.relative_to(ROOT).as_posix() for file in files if len(file.read_text().splitlines()) > LONGEST}
+    assert {name for name in long if f"`{name}`" not in TEXT} == set()  # or the reason stands there
 
 
-def test_every_config_is_used_by_its_path() -> None:
-    """A config file's `_target_` inside ranksearch must exist."""
+def test_no_file_is_for_odds_and_ends() -> None:
+    words = {part for file in PACKAGE.rglob("*.py") for part in file.stem.split("_")}
+    assert not words & {"util", "utils", "helper", "helpers", "common", "misc", "tools", "base"}
+
+
+def test_every_target_of_the_configs_exists() -> None:
     for file in Path(ROOT / "conf").rglob("*.yaml"):
         for line in file.read_text().splitlines():
             line = line.strip().removeprefix("- ")

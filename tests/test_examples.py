@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from test_app import BRIEF, environment
+from runs import BRIEF, environment
 
 import ranksearch
 from ranksearch.cost import count_macs

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
-from test_app import call
+from runs import call
 
 from ranksearch.app import register_schemas
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
-from statistics import mean, pstdev
 
 import pytest
 import torch
@@ -19,14 +19,15 @@ from ranksearch.records import FrontPoint
 from ranksearch.training import evaluate
 from ranksearch.trial import evaluate_plan
 
-RECIPE = {"_target_": "ranksearch.models.cifar_resnet", "depth": 8, "num_classes": 10}
+SEVERAL = FinalizeSettings(steps=4, seeds=3)
+BUILDER = {"_target_": "ranksearch.models.cifar_resnet", "depth": 8, "num_classes": 10}
 
 
 def finished(problem: Problem, folder: Path, settings: FinalizeSettings) -> Finalized:
     plan = problem.space.allocate(problem.harms, problem.budget)
     _, result = evaluate_plan(problem, plan, dataclasses.replace(problem.fine_tuning, steps=0))
     picked = FrontPoint(3, True, result)
-    return finalize(problem, "study", picked, settings, MeasuredLatency(repeats=2), RECIPE, {}, folder)
+    return finalize(problem, "study", picked, settings, MeasuredLatency(repeats=2), BUILDER, {}, folder)
 
 
 def figures(end: Finalized) -> dict[str, object]:
@@ -34,33 +35,60 @@ def figures(end: Finalized) -> dict[str, object]:
     return {name: value for name, value in vars(end).items() if name not in ("point", "timed")}
 
 
-def test_several_seeds_give_a_mean_and_a_spread_and_the_best_is_kept(problem: Problem, tmp_path: Path) -> None:
-    end = finished(problem, tmp_path, FinalizeSettings(steps=4, seeds=3))
-    accuracies = [fine_tuned.test.accuracy for fine_tuned in end.fine_tuned]
-    assert [fine_tuned.seed for fine_tuned in end.fine_tuned] == [problem.seed, problem.seed + 1, problem.seed + 2]
-    assert len({fine_tuned.test.loss for fine_tuned in end.fine_tuned}) == 3
-    assert (end.accuracy, end.spread) == (mean(accuracies), pstdev(accuracies))
-    assert end.saved.validation.accuracy == max(fine_tuned.validation.accuracy for fine_tuned in end.fine_tuned)
-    network = load(tmp_path)
-    assert evaluate(network, problem.test()) == end.saved.test
-    assert evaluate(problem.build(end.point.result.plan), problem.test()) == end.before
-    entries = json.loads((tmp_path / "plan.json").read_text())
+@pytest.fixture(scope="module")
+def seeded(base_problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> tuple[Finalized, Path]:
+    """A pick that was fine-tuned from three seeds, and its folder; tests must not change it."""
+    folder = tmp_path_factory.mktemp("seeded")
+    return finished(base_problem, folder, SEVERAL), folder
+
+
+def test_seeds_have_batches_of_their_own_and_the_best_by_validation_is_kept(
+    seeded: tuple[Finalized, Path], problem: Problem
+) -> None:
+    end, folder = seeded
+    assert [one.seed for one in end.fine_tuned] == [problem.seed, problem.seed + 1, problem.seed + 2]
+    assert len({one.test.loss for one in end.fine_tuned}) == 3
+    assert all(one.validation.accuracy <= end.saved.validation.accuracy for one in end.fine_tuned)
+    assert min(one.test.accuracy for one in end.fine_tuned) <= end.accuracy
+    assert end.accuracy <= max(one.test.accuracy for one in end.fine_tuned)
+    entries = json.loads((folder / "plan.json").read_text())
     assert entries["seed"] == end.saved.seed
-    assert [entry["test"]["accuracy"] for entry in entries["seeds"]] == accuracies
-    # The same pick is read, not made again; another length is another pick.
-    stamp = (tmp_path / "plan.json").stat().st_mtime_ns
-    again = finished(problem, tmp_path, FinalizeSettings(steps=4, seeds=3))
-    assert (figures(again), again.timed) == (figures(end), end.timed)
+    assert [entry["test"]["accuracy"] for entry in entries["seeds"]] == [one.test.accuracy for one in end.fine_tuned]
+
+
+def test_what_is_loaded_measures_as_the_plan_file_says(seeded: tuple[Finalized, Path], problem: Problem) -> None:
+    end, folder = seeded
+    assert evaluate(load(folder), problem.test()) == end.saved.test
+    assert evaluate(problem.build(end.point.result.plan), problem.test()) == end.before
     assert [timed.batch_size for timed in end.timed] == [1, 64]
-    assert (tmp_path / "plan.json").stat().st_mtime_ns == stamp
-    (tmp_path / "export").mkdir()
-    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+
+
+def test_the_same_pick_is_read_and_another_length_is_another_pick(
+    seeded: tuple[Finalized, Path], problem: Problem, tmp_path: Path
+) -> None:
+    end, folder = seeded
+    shutil.copytree(folder, tmp_path / "best")
+    stamp = (tmp_path / "best" / "plan.json").stat().st_mtime_ns
+    again = finished(problem, tmp_path / "best", SEVERAL)
+    assert (figures(again), again.timed) == (figures(end), end.timed)
+    assert (tmp_path / "best" / "plan.json").stat().st_mtime_ns == stamp
+    other = finished(problem, tmp_path / "best", dataclasses.replace(SEVERAL, seeds=1))
+    assert len(other.fine_tuned) == 1
+
+
+def test_a_damaged_network_is_made_anew_and_its_exports_go(
+    seeded: tuple[Finalized, Path], problem: Problem, tmp_path: Path
+) -> None:
+    end, folder = seeded
+    shutil.copytree(folder, tmp_path / "best")
+    (tmp_path / "best" / "export").mkdir()
+    weights = tmp_path / "best" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
     content[-1] ^= 1
-    (tmp_path / "model.safetensors").write_bytes(content)
-    assert figures(finished(problem, tmp_path, FinalizeSettings(steps=4, seeds=3))) == figures(end)
-    assert evaluate(load(tmp_path), problem.test()) == end.saved.test  # made anew
-    assert not (tmp_path / "export").exists()  # it was of the damaged one
-    assert len(finished(problem, tmp_path, FinalizeSettings(steps=4, seeds=1)).fine_tuned) == 1
+    weights.write_bytes(content)
+    assert figures(finished(problem, tmp_path / "best", SEVERAL)) == figures(end)
+    assert weights.read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert not (tmp_path / "best" / "export").exists()
 
 
 @pytest.mark.parametrize("last", [1, 2, 4])

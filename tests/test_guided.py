@@ -8,6 +8,8 @@ import math
 import numpy as np
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna import Study
 from optuna.trial import TrialState, create_trial
 
@@ -169,14 +171,21 @@ def test_it_learns_which_layers_the_closed_form_misjudges(layers: int) -> None:
     assert sum(gains) / len(gains) > 0.5
 
 
-def test_the_widest_gap_lies_where_cost_and_accuracy_are_apart() -> None:
-    points = [(0.0, 0.1), (1.0, 0.5), (1.2, 0.8), (2.0, 0.81), (2.9, 0.85)]
-    assert widest_gap(points, [], 0.0, 2.9) == (0.0, 1.0)
-    assert widest_gap(points, [0.5], 0.0, 2.9) == (0.0, 0.5)
-    assert widest_gap(points, [0.3, 0.6], 0.0, 2.9) == (0.6, 1.0)
-    assert widest_gap([], [], 1.0, 2.0) == (1.0, 2.0)
-    assert widest_gap([(1.5, 0.5)], [], 1.5, 1.5) == (1.5, 1.5)
-    assert widest_gap([(2.0, 0.5), (2.1, 0.6)], [], 0.0, 2.1) == (0.0, 2.0)
+@given(
+    st.lists(st.floats(1, 2), min_size=1, max_size=6, unique=True),
+    st.lists(st.floats(0, 1), min_size=6, max_size=6, unique=True),
+    st.lists(st.floats(1, 2), max_size=4),
+    st.floats(0, 1),
+    st.floats(2, 3),
+)
+def test_a_gap_lies_within_the_bounds_and_holds_nothing_that_was_tried(
+    costs: list[float], accuracies: list[float], tried: list[float], low: float, high: float
+) -> None:
+    front = list(zip(sorted(costs), sorted(accuracies), strict=False))
+    start, end = widest_gap(front, tried, low, high)
+    assert low <= start <= end <= high
+    inside = [cost for cost in tried if front[0][0] < cost < front[-1][0]]
+    assert not [cost for cost in [*inside, *costs] if start < cost < end]
 
 
 def test_trials_go_where_the_front_has_gaps() -> None:

@@ -82,13 +82,6 @@ def test_gains_are_fitted_where_they_are_what_they_should_be(
         assert (found, cost) == (pytest.approx(gained, abs=1e-6), pytest.approx(overhead, abs=1e-6))
 
 
-@given(st.floats(0.5, 1.5), st.floats(0, 1e6), st.floats(0, 1e9))
-def test_a_time_is_the_layer_s_own_less_what_the_network_gains(gained: float, overhead: float, time: float) -> None:
-    table = LatencyCost(2e9, {"0": 1e9}, {"0": {"full": ([8], [time])}}, 0.0, gained, overhead)
-    spec = LayerSpec("0", "linear", 128, 128, 1)
-    assert table.at_rank(spec, 8, "full") == pytest.approx(1e9 - gained * (1e9 - time) + overhead, abs=1)
-
-
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -32,23 +32,6 @@ def test_cifar_resnets_have_the_published_sizes(depth: int, params: float, macs:
     assert count_macs(model, (3, 32, 32)) == pytest.approx(macs, rel=0.01)
 
 
-def test_depths_between_are_refused() -> None:
-    with pytest.raises(UserError, match=r"model.depth=21 is not 6n \+ 2"):
-        cifar_resnet(21, 10)
-
-
-def test_unknown_architectures_name_the_closest() -> None:
-    with pytest.raises(UserError, match=r"'resnet51': use .*resnet50"):
-        torchvision_classifier("resnet51", 10)
-
-
-def test_unknown_weights_name_those_there_are() -> None:
-    with pytest.raises(
-        UserError, match="IMAGENET1K_V3 is unknown for resnet50: use one of IMAGENET1K_V1, IMAGENET1K_V2"
-    ):
-        torchvision_classifier("resnet50", 1000, "IMAGENET1K_V3")
-
-
 def test_weights_that_cannot_be_fetched_say_where_to_put_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise URLError("no route")

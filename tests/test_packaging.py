@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_app import SMALL
+from runs import SMALL
 
 
 @pytest.fixture(scope="module")

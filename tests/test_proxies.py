@@ -95,13 +95,6 @@ def test_moments_of_outputs_are_those_of_the_outputs(batches: int, seed: int) ->
             assert torch.allclose(found[name].covariance[group], covariance, rtol=1e-4, atol=1e-6)
 
 
-def test_weights_scale_errors_alone() -> None:
-    errors = {"a": {"full": [1.0, 0.5, 0.0], "vertical": [1.0, 0.25]}}
-    assert weighed(errors, {"a": {"full": 0.5, "vertical": 2.0}}) == {
-        "a": {"full": [0.5, 0.25, 0.0], "vertical": [2.0, 0.5]}
-    }
-
-
 def test_settings_out_of_range_are_refused() -> None:
     for make in (lambda: Fisher(1.5), lambda: Probes(-0.1), lambda: Probes(error=1.0), lambda: Mixture([])):
         with pytest.raises(SettingError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ranksearch.errors import SettingError
@@ -20,18 +20,38 @@ others = st.lists(
 )
 
 
-@given(others, st.integers(1, 9), st.floats(0, 1), st.sampled_from([0, 15]))
-def test_whoever_is_pruned_is_dominated_by_enough_others(
-    others: list[Standing], cost: int, accuracy: float, step: int
+standings = st.builds(
+    Standing, st.just(100), st.integers(1, 9), st.fixed_dictionaries({0: st.floats(0, 1), 15: st.floats(0, 1)})
+)
+STEPS = st.sampled_from([0, 15])
+
+
+@given(others, standings, STEPS, st.integers(1, 9), st.floats(0, 1))
+def test_rivals_more_never_save_a_trial_and_being_better_never_dooms_it(
+    others: list[Standing], trial: Standing, step: int, cost: int, accuracy: float
 ) -> None:
-    reason = why_pruned(SETTINGS, 30, step, Standing(100, cost, {step: accuracy}), others)
-    lead = {0: 0.06, 15: 0.03}[step]
-    ahead = [other for other in others if other.cost <= cost and other.accuracies.get(step, 0.0) > accuracy + lead]
-    assert (reason is not None) == (len(ahead) >= 2)
+    def pruned(trial: Standing, others: list[Standing]) -> bool:
+        return why_pruned(SETTINGS, 30, step, trial, others) is not None
+
+    better = Standing(100, min(cost, trial.cost), {step: max(accuracy, trial.accuracies[step])})
+    assert pruned(trial, others) >= pruned(trial, others[1:])
+    assert pruned(trial, others) >= pruned(better, others)
+
+
+@given(standings, STEPS, st.floats(0.01, 1))
+def test_it_takes_as_many_rivals_as_the_settings_say_and_each_must_lead(
+    trial: Standing, step: int, ahead: float
+) -> None:
+    rival = Standing(1, trial.cost, {step: trial.accuracies[step] + ahead})
+    lead = SETTINGS.lead * (1 - step / 30)
+    assume(abs(ahead - lead) > 1e-9)
+    assert why_pruned(SETTINGS, 30, step, trial, [rival]) is None
+    reason = why_pruned(SETTINGS, 30, step, trial, [rival, rival])
+    assert (reason is not None) == (ahead > lead)
+    dearer = Standing(1, trial.cost + 1, rival.accuracies)
+    assert why_pruned(SETTINGS, 30, step, trial, [rival, dearer]) is None
     if reason is not None:
-        best = max(other.accuracies[step] for other in ahead)
-        assert f"after {step} steps" in reason
-        assert f"{100 * best:.2f} %" in reason
+        assert f"after {step} steps, where trial 1 had {100 * rival.accuracies[step]:.2f} %" in reason
 
 
 @given(others)

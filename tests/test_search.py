@@ -19,7 +19,7 @@ import torch
 from optuna import Study
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import ThresholdPruner
-from optuna.samplers import RandomSampler, TPESampler
+from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from servers import Server
@@ -32,7 +32,7 @@ from ranksearch.errors import DivergedError, UserError
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.pruning import PruningSettings
-from ranksearch.records import FrontPoint, TrialRecord, finished, front, read_trials
+from ranksearch.records import TrialRecord, finished, front, read_trials
 from ranksearch.search import closed_form_plans, queue_closed_form, run_trials
 from ranksearch.storage import rdb, sqlite
 from ranksearch.study import OBJECTIVES, StudySettings, open_study
@@ -96,13 +96,6 @@ def test_a_study_continues_up_to_its_total(problem: Problem, tmp_path: Path) -> 
     assert [trial.values for trial in study.trials[:3]] == first
     assert finished(study.trials) == len(study.trials) == 5
     assert len(again(5).trials) == 5
-
-
-def test_other_settings_under_the_same_name_are_refused() -> None:
-    storage = InMemoryStorage()
-    open_study("s", storage, SETTINGS)
-    with pytest.raises(UserError, match=r"study 's' .*model.depth: 8 before, 20 now.*study.name"):
-        open_study("s", storage, {"model": {"depth": 20}, "seed": 0})
 
 
 @pytest.mark.parametrize("kind", ["infeasible", "outside the space", "outside the space: 'diagonal'"])
@@ -263,44 +256,9 @@ def test_a_result_that_a_lost_connection_takes_does_not_end_the_worker(
     assert sorted(record.state for record in read_trials(study)) == ["COMPLETE"] * 3 + ["RUNNING"]
 
 
-def test_many_starts_find_the_same_study(tmp_path: Path) -> None:
-    for _ in range(3):
-        open_study("s", sqlite(str(tmp_path / "deep" / "db")), SETTINGS)
-    assert optuna.get_all_study_names(sqlite(str(tmp_path / "deep" / "db"))) == ["s"]
-
-
-def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
-    (tmp_path / "db").write_text("not a database, and long enough to be looked at as one " * 20)
-    with pytest.raises(UserError, match=f"{tmp_path / 'db'} cannot be opened"):
-        sqlite(str(tmp_path / "db"))
-
-
 def record(number: int, accuracy: float, macs: int, feasible: bool = True) -> TrialRecord:
     result = TrialResult(RankPlan(), macs, 1.0, macs, 1, 0.0, accuracy, 0.0, {})
     return TrialRecord(number, "COMPLETE", feasible, False, result, "", 0.0)
-
-
-def test_the_front_holds_what_nothing_beats_by_rising_cost() -> None:
-    records = [
-        record(0, 0.9, 50),
-        record(1, 0.8, 40),
-        record(2, 0.85, 60),
-        record(3, 0.8, 40),
-        record(4, 0.99, 10, feasible=False),
-        record(5, 0.9, 45),
-    ]
-    points: list[FrontPoint] = front(records)
-    assert [point.number for point in points] == [1, 5]
-
-
-def test_tpe_ends_nearly_all_trials_complete_at_a_tight_budget(problem: Problem) -> None:
-    space = problem.space
-    tight = dataclasses.replace(
-        problem, budget=int(space.cost.dense / 3), fine_tuning=dataclasses.replace(problem.fine_tuning, steps=0)
-    )
-    study = open_study("s", InMemoryStorage(), SETTINGS)
-    run_trials(study, tight, StudySettings("s", 30, 0), TPESampler(seed=0, n_startup_trials=5), lambda record: None)
-    assert sum(trial.state.name == "COMPLETE" for trial in study.trials) >= 27
 
 
 def test_one_objective_is_accuracy_at_the_budget(problem: Problem) -> None:

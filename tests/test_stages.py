@@ -14,7 +14,7 @@ import pytest
 import torch
 from leftovers import left_over
 from optuna import load_study
-from test_app import STUDY, call, command, environment
+from runs import STUDY, call, command, environment
 
 import ranksearch
 from ranksearch.storage import sqlite

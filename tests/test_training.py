@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -223,16 +224,18 @@ def test_a_damaged_checkpoint_is_noticed_and_not_used(
 
 
 def test_a_compiled_network_is_trained_as_the_same_network(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[nn.Module] = []
+    """By torch's own tracer; without a compiler of C++, which takes a minute."""
+    compiled = []
 
-    def compile(model: nn.Module) -> object:
+    def trace(model: nn.Module, real: Any = torch.compile) -> Any:
         compiled.append(model)
-        return lambda images: model(images)
+        return real(model, backend="eager")
 
-    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(torch, "compile", trace)
     ours, theirs = (trained_copy(splits, Recipe(steps=4, compile=compile)).state_dict() for compile in (True, False))
     assert len(compiled) == 1
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert list(ours) == list(theirs)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
 def test_autocast_trains_weights_that_stay_float32(splits: Splits) -> None:
@@ -264,6 +267,5 @@ def test_settling_autocast_on_a_gpu_changes_nothing_else(splits: Splits) -> None
     device = torch.device("cuda")
     model = fresh().to(device)
     before = copy.deepcopy(model.state_dict())
-    settled = settle_autocast(Recipe(steps=1), model, endless_batches(splits.train, 64, device, seed=0), device)
-    assert settled.autocast in ("off", "bfloat16")
+    settle_autocast(Recipe(steps=1), model, endless_batches(splits.train, 64, device, seed=0), device)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -14,8 +14,8 @@ from typing import Any
 import optuna
 import pytest
 from conftest import ROOT
+from runs import call, command, environment
 from servers import PASSWORD, SERVERS, Server
-from test_app import call, command, environment
 
 from ranksearch.device import choose_device
 from ranksearch.locks import alone, first

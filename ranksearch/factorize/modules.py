@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ranksearch.errors import PlanError
-from ranksearch.factorize.base import FactorizedLayer, fill
+from ranksearch.factorize.factorized_layer import FactorizedLayer, fill
 from ranksearch.factorize.factors import Factors
 from ranksearch.factorize.shapes import KernelSize, describe, joined_settings, pair, settings_of, split_settings
 from ranksearch.factorize.statistics import Layer, LayerStatistics

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ranksearch.errors import PlanError
-from ranksearch.factorize.base import FactorizedLayer
 from ranksearch.factorize.calibration import as_rows
 from ranksearch.factorize.dry_run import dry_run, watch_layer
+from ranksearch.factorize.factorized_layer import FactorizedLayer
 from ranksearch.factorize.factors import Decomposition
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear
 from ranksearch.factorize.shapes import describe

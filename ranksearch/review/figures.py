@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from ranksearch.facts import StudyFacts, macs_under
 from ranksearch.importance import by_stage as sums_by_stage
 from ranksearch.importance import importance
-from ranksearch.palette import BLUE, DENSE, GREEN, GREY, ORANGE, SEVERAL, SKY, SPEEDUP_TICKS
-from ranksearch.plan import LayerSpec
+from ranksearch.palette import BLUE, GREEN, GREY, ORANGE, SEVERAL, SKY, SPEEDUP_TICKS
+from ranksearch.plan import DENSE, LayerSpec
 from ranksearch.records import TrialRecord, front
 from ranksearch.review.plans import by_speedup, by_stage, completed, short
 
@@ -153,7 +153,10 @@ def fine_tuning_figure(facts: StudyFacts, records: Sequence[TrialRecord]) -> go.
         hovertemplate="trial %{customdata[0]} (%{customdata[1]}x): %{x:.2f} to %{y:.2f} %<extra></extra>",
         showlegend=False,
     )
-    ends = [100 * value for _, result in done for value in (result.accuracy_before, result.accuracy)] or [0.0, 100.0]
+    ends = [100 * value for _, result in done for value in (result.accuracy_before, result.accuracy)] or [
+        0.0,
+        100.0,
+    ]
     both = [min(ends), max(ends)]
     figure.add_scatter(x=both, y=both, mode="lines", line={"dash": "dot", "color": GREY}, hoverinfo="skip")
     figure.update_layout(showlegend=False)

@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ranksearch.facts import StudyFacts
-from ranksearch.palette import BLACK, DENSE, SCHEME_COLORS
+from ranksearch.palette import BLACK, SCHEME_COLORS
+from ranksearch.plan import DENSE
 from ranksearch.review.plans import short
 from ranksearch.trial import TrialResult
 

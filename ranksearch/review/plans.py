@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ranksearch.facts import StudyFacts
-from ranksearch.palette import DENSE
-from ranksearch.plan import SCHEMES, LayerChoice, RankPlan
+from ranksearch.plan import DENSE, SCHEMES, LayerChoice, RankPlan
 from ranksearch.records import FrontPoint, TrialRecord
 from ranksearch.trial import TrialResult
 

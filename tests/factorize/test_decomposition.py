@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from ranksearch.factorize import (
     FactorizedConv2d,
-    FactorizedLinear,
     collect_sensitivities,
     collect_statistics,
     decompose,
@@ -176,24 +175,28 @@ def test_degenerate_data_give_finite_factors(kind: str) -> None:
     assert float((exact - ours).square().mean()) <= float((exact - exact.mean(0)).square().mean()) + 1e-8
 
 
-@pytest.mark.parametrize("rows", [32, 64, 256, 1024, 4096])
+@pytest.mark.parametrize("rows", [32, 64, 256])
 @pytest.mark.parametrize("decay", [0.0, 1.0, 2.0])
-def test_shrinkage_does_no_worse_on_rows_that_were_not_seen(rows: int, decay: float) -> None:
-    """Held-out error of rank 32 and 64 of 128 outputs, over seeds, against the same without shrinkage."""
-    ratios = []
+def test_shrinkage_does_no_worse_on_rows_that_were_not_seen_and_better_where_they_are_few(
+    rows: int, decay: float
+) -> None:
+    """Unseen error of rank 32 and 60 of 128 outputs, over seeds, against the same without shrinkage."""
+    shares = []
     for seed in range(6):
         torch.manual_seed(seed)
         layer = nn.Linear(128, 128)
         mix = torch.randn(128, 128) * torch.logspace(0, -decay, 128)
-        sample, held_out = torch.randn(rows, 128) @ mix, torch.randn(4096, 128) @ mix
-        exact = outputs_as_rows(layer, held_out)
+        sample, unseen = torch.randn(rows, 128) @ mix, torch.randn(4096, 128) @ mix
+        exact = outputs_as_rows(layer, unseen)
         for rank in (32, 60):
             chosen, without = (
-                truncation_error(exact, outputs_as_rows(factorized(Case(layer, sample), rank, strength), held_out))
+                truncation_error(exact, outputs_as_rows(factorized(Case(layer, sample), rank, strength), unseen))
                 for strength in (None, TIE_BREAK)
             )
-            ratios.append(math.log(chosen / without))
-    assert math.exp(sum(ratios) / len(ratios)) <= 1.0 + 1e-6
+            shares.append(math.log(chosen / without))
+    mean = math.exp(sum(shares) / len(shares))
+    assert mean <= 1.0 + 1e-6
+    assert mean < 0.97 or rows > 32
 
 
 def test_loss_aware_factors_are_the_best_for_the_weighted_error() -> None:
@@ -269,13 +272,6 @@ def test_the_bias_carries_what_the_mean_loses() -> None:
     assert isinstance(twin, FactorizedConv2d)
     shift = outputs_as_rows(result, inputs).mean(0) - outputs_as_rows(layer, inputs).mean(0)
     assert float(shift.abs().max()) < 1e-9
-
-
-def test_a_linear_layer_takes_any_leading_axes() -> None:
-    layer = FactorizedLinear(8, 8, latent_features=2)
-    x = torch.randn(2, 3, 5, 8)
-    expected = F.linear(F.linear(x, layer.module0.weight), layer.module1.weight, layer.module1.bias)
-    assert torch.allclose(layer(x), expected)
 
 
 def test_odd_sensitivities_are_refused_or_harmless() -> None:

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import convolutions
 from torch import Tensor, nn
@@ -87,11 +87,11 @@ def test_a_layer_makes_good_what_the_layers_before_it_lost(name: str) -> None:
     for seed in range(3):
         torch.manual_seed(seed)
         model, images = residual()
-        ways = decomposed(model, images)
-        network = factorize_sequentially(model, PLANS[name], ways, images)
+        found = decomposed(model, images)
+        network = factorize_sequentially(model, PLANS[name], found, images)
         last = list(dict(PLANS[name]))[-1]
         errors = []
-        for layers in (network, factorize_model(model, PLANS[name], ways)):
+        for layers in (network, factorize_model(model, PLANS[name], found)):
             # All that comes before the last layer is the same in both.
             network.set_submodule(last, layers.get_submodule(last))
             errors.append(truncation_error(*(output_of(net, last, images) for net in (model, network)), axis=1))
@@ -143,18 +143,19 @@ def test_a_layer_by_the_full_scheme_is_the_best_there_is_for_its_inputs() -> Non
 def test_a_first_layer_is_what_one_shot_makes_of_the_same_images(layer: nn.Conv2d, data: st.DataObject) -> None:
     images = smooth(64, layer.in_channels, 12)[..., :11, :10].double()
     profile = profile_layers(layer, images[:1])
-    if not profile.layers:
-        return
+    assume(profile.layers)
     spec = profile.layers[0]
     scheme = data.draw(st.sampled_from(spec.schemes))
     rank = spec.groups * data.draw(st.integers(1, max(1, spec.break_even_rank(scheme) // spec.groups)))
-    if rank > spec.break_even_rank(scheme):
-        return
+    assume(rank <= spec.break_even_rank(scheme))
     plan = RankPlan({"": LayerChoice(rank, scheme)})
-    ways = decomposed(layer, images)
+    found = decomposed(layer, images)
     with torch.no_grad():
         dense = layer(images)
-        networks = (factorize_model(layer, plan, ways), factorize_sequentially(layer, plan, ways, images))
+        networks = (
+            factorize_model(layer, plan, found),
+            factorize_sequentially(layer, plan, found, images),
+        )
         one_shot, in_turn = (truncation_error(dense, network(images), axis=1) for network in networks)
     assert in_turn == pytest.approx(one_shot, rel=0.02, abs=1e-7)
 
@@ -233,8 +234,11 @@ def test_what_cannot_be_solved_in_turn_keeps_the_factors_of_one_shot(
     model: nn.Module, plan: RankPlan, kept: list[str]
 ) -> None:
     images = smooth(40)
-    ways = decomposed(model.eval(), images)
-    one_shot, in_turn = factorize_model(model, plan, ways), factorize_sequentially(model, plan, ways, images)
+    found = decomposed(model.eval(), images)
+    one_shot, in_turn = (
+        factorize_model(model, plan, found),
+        factorize_sequentially(model, plan, found, images),
+    )
     for name in dict(plan):
         same = all(torch.equal(a, b) for a, b in zip(factors(one_shot, name), factors(in_turn, name), strict=True))
         # The first layer meets the same inputs in either way.
@@ -246,10 +250,10 @@ def test_what_cannot_be_solved_in_turn_keeps_the_factors_of_one_shot(
 def test_a_layer_with_hooks_of_its_own_keeps_the_factors_of_one_shot() -> None:
     model, images = residual()
     model.first.register_forward_hook(lambda *call: 3 * call[2])
-    ways = decomposed(model, images)
+    found = decomposed(model, images)
     one_shot, in_turn = (
-        factorize_model(model, PLANS["full"], ways),
-        factorize_sequentially(model, PLANS["full"], ways, images),
+        factorize_model(model, PLANS["full"], found),
+        factorize_sequentially(model, PLANS["full"], found, images),
     )
     assert all(torch.equal(a, b) for a, b in zip(factors(one_shot, "first"), factors(in_turn, "first"), strict=True))
 
@@ -261,9 +265,12 @@ def test_numbers_that_are_not_finite_leave_a_layer_to_its_own_factors() -> None:
 
     model = Bursting(nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)).eval()
     images = smooth(32)
-    ways = {name: decompose_schemes(model.get_submodule(name)) for name in ("0", "1")}
+    found = {name: decompose_schemes(model.get_submodule(name)) for name in ("0", "1")}
     plan = RankPlan({"0": LayerChoice(2), "1": LayerChoice(2)})
-    one_shot, in_turn = factorize_model(model, plan, ways), factorize_sequentially(model, plan, ways, images)
+    one_shot, in_turn = (
+        factorize_model(model, plan, found),
+        factorize_sequentially(model, plan, found, images),
+    )
     assert all(torch.equal(a, b) for a, b in zip(factors(one_shot, "1"), factors(in_turn, "1"), strict=True))
 
 

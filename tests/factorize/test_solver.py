@@ -55,12 +55,6 @@ def test_a_rank_at_or_above_the_present_one_changes_nothing() -> None:
     assert factorize_matrix(X, Y, Wa, Wb, bias, rank=2).rank == 2
 
 
-def test_fractions_are_of_the_smaller_side() -> None:
-    X, Y, Wa = problem(0, 40, 12, 9)
-    assert factorize_matrix(X, Y, Wa).rank == 2
-    assert factorize_matrix(X, Y, Wa, rank=0.01).rank == 1
-
-
 def test_fewer_rows_than_inputs_and_dead_outputs_stay_finite() -> None:
     X, Y, Wa = problem(0, 5, 12, 9)
     Y[:, 3] = 1

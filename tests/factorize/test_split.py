@@ -14,11 +14,11 @@ from strategies import PLANES, convolutions
 from torch import Tensor, nn
 
 from ranksearch.errors import PlanError
-from ranksearch.factorize import FactorizedConv2d, collect_statistics, decompose, decompose_schemes, factorize_model
+from ranksearch.factorize import FactorizedConv2d, collect_statistics, decompose, decompose_schemes
 from ranksearch.factorize.shapes import describe, joined_settings, settings_of, split_settings
 from ranksearch.factorize.solver import truncation_error
 from ranksearch.factorize.split import FEW_RANKS, LEAST_RIDGE, SplitDecomposition, _cross_validated
-from ranksearch.plan import FIRST_AXES, SCHEMES, LayerChoice, RankPlan
+from ranksearch.plan import FIRST_AXES, SCHEMES
 
 SPLITS = SCHEMES[1:]
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -186,28 +186,6 @@ def test_scarce_patches_are_helped_by_white_ones(scheme: str) -> None:
     assert errors[0] < errors[1]
 
 
-def test_every_scheme_has_its_place_in_a_network_and_pointwise_latent_maps_keep_the_inputs_size() -> None:
-    torch.manual_seed(0)
-    convolutions = [nn.Conv2d(12, 12, 3, stride=2, padding=1) for _ in SCHEMES]
-    model = nn.Sequential(*convolutions).double().eval()
-    seen = torch.randn(8, 12, 40, 36).double()
-    statistics = collect_statistics(model, [seen], "0123")
-    decompositions = {name: decompose_schemes(model.get_submodule(name), statistics[name]) for name in "0123"}
-    plan = RankPlan({name: LayerChoice(4, scheme) for name, scheme in zip("0123", SCHEMES, strict=True)})
-    result = factorize_model(model, plan, decompositions)
-    assert result(seen).shape == model(seen).shape
-    sizes = []
-    x = seen
-    for twin in result:
-        sizes.append(tuple(twin.module0(x).shape[2:]))
-        x = twin(x)
-    assert sizes == [(20, 18), (10, 18), (10, 5), (5, 5)]
-    with pytest.raises(PlanError, match="no calibration data for scheme 'vertical' of '0'"):
-        factorize_model(
-            model, RankPlan({"0": LayerChoice(4, "vertical")}), {"0": {"full": decompositions["0"]["full"]}}
-        )
-
-
 DEGENERATE = {
     "one image": lambda shape: torch.randn(1, *shape[1:]),
     "zero images": lambda shape: torch.zeros(shape),
@@ -310,14 +288,3 @@ def test_errors_between_the_ranks_that_are_solved_are_those_that_solving_finds(s
     assert len(ranks) > FEW_RANKS
     for rank, solved in zip(ranks, _cross_validated(folds, ranks, 2 * split.ridge), strict=True):
         assert expected[rank] == pytest.approx(solved, rel=0.1)
-
-
-def test_all_schemes_of_a_layer_mix_in_as_many_white_patches() -> None:
-    torch.manual_seed(0)
-    layer = nn.Conv2d(16, 16, 3, padding=1)
-    seen = torch.relu(torch.randn(4, 16, 6, 6))
-    statistics = collect_statistics(nn.Sequential(layer), [seen], ["0"])["0"]
-    ridges = {
-        found.ridge for found in decompose_schemes(layer, statistics).values() if isinstance(found, SplitDecomposition)
-    }
-    assert len(ridges) == 1
