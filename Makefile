@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help search test slow check .venv
+.PHONY: help search test slow check docs mutants .venv
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z.]+: .*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -10,10 +10,12 @@ help: ## say what can be made
 search: .venv ## find latent sizes for a ResNet-20 on real digits, in a few minutes
 	$(BIN)/python -m ranksearch
 
-check: .venv ## lint, format and types
+check: .venv ## lint, format, types, dead code, unused dependencies
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/vulture
+	$(BIN)/deptry .
 
 test: check ## check, then the tests
 	$(BIN)/python -m pytest
@@ -22,6 +24,14 @@ slow: .venv ## the tests that the others leave out, half an hour of killed worke
 	$(BIN)/python -m pytest -m slow
 
 .venv: .venv/.complete ## the environment alone
+
+docs: .venv ## the pages and the reference as a site in build/site, without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html; its search needs a server: $(BIN)/python -m http.server --directory build/site"
+
+mutants: .venv ## change the solver and the allocation in every small way, and see that a test notices
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 # Made anew in place when the project's requirements change; complete only once pip has succeeded.
 .venv/.complete: pyproject.toml constraints.txt

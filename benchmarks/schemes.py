@@ -26,6 +26,7 @@ import numpy as np
 import schemes_layers
 import schemes_speed
 import torch
+from schemes_picture import picture
 from torch import Tensor, nn
 
 from ranksearch.closed_form import COMPARED_ON, choose, predict, propose
@@ -233,29 +234,6 @@ def table(
     return means
 
 
-def picture(results: dict[str, Any], file: Path) -> None:
-    """Draw accuracy against the share of MACs kept."""
-    from matplotlib.figure import Figure
-
-    names = sorted({key.split(",")[0] for key in results})
-    steps = sorted({int(key.split(",")[1]) for key in results})
-    figure = Figure(figsize=(3.4 * len(steps), 2.8 * len(names)), layout="constrained")
-    axes = figure.subplots(len(names), len(steps), squeeze=False, sharex=True, sharey=True)
-    colors = dict(zip(SETS, ("#0072B2", "#009E73", "#CC79A7", "#D55E00"), strict=True))
-    for across, name in enumerate(names):
-        for down, count in enumerate(steps):
-            panel = axes[across][down]
-            for kinds, by_share in results.get(f"{name},{count}", {}).items():
-                points = [(100 * float(share), value) for share, value in by_share.items() if value is not None]
-                panel.plot(*zip(*points, strict=True), marker="o", color=colors[kinds], label=kinds) if points else None
-            panel.set_title(f"{name}, {count} steps", fontsize=8)
-            panel.grid(color="#EEEEEE")
-    axes[0][0].legend(fontsize=7)
-    figure.supxlabel("MACs kept, %")
-    figure.supylabel("accuracy on held-out images, %")
-    figure.savefig(file)
-
-
 def main() -> None:
     """Run the parts that were asked for, and print what is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -290,7 +268,7 @@ def main() -> None:
                 ]
             )
         }
-        picture(last["accuracy"], options.outputs / "schemes.svg")
+        picture(last["accuracy"], SETS, options.outputs / "schemes.svg")
     if "layers" in options.parts:
         model = trained("resnet", options.seeds[0], options.steps, data, options.outputs)
         seen, fresh = data.batches(100, BATCH), next(data.held_out())[0]

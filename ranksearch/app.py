@@ -31,12 +31,12 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from ranksearch.afterwards import run_dashboard, run_export, run_report
 from ranksearch.config import RunConfig, Schemas
 from ranksearch.errors import UserError, first_line, is_full_disk
-from ranksearch.job import run_finalize, run_profile, run_search
 from ranksearch.preparing import open_job_study, open_known_storage, prepare
 from ranksearch.schema import freeze
 from ranksearch.storage import failures_told, holds_password
 from ranksearch.study import study_folder
 from ranksearch.sweep import JobOutcome, write_outcome
+from ranksearch.tasks import run_finalize, run_profile, run_search
 from ranksearch.terminal import watched
 
 log = logging.getLogger(__name__)

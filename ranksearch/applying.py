@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from ranksearch.factorize import (
-    affordable_images,
-    collect_statistics,
-    decompose_schemes,
-    factorize_model,
-    factorize_sequentially,
-    factorized_like,
-    recalibrate_batchnorm,
-)
+from ranksearch.calibrated import build_network, decompose_layer, sequential_inputs
+from ranksearch.errors import DataError
+from ranksearch.factorize import collect_statistics, factorized_like
 from ranksearch.loading import read_plan_file
 from ranksearch.plan import RankPlan
 
@@ -39,21 +32,16 @@ def apply(
 
     Raises:
         PlanError: the plan does not fit the model, or its folder holds none.
+        DataError: there are no images, or they or the weights are not finite.
     """
     if not isinstance(plan, RankPlan):
         plan = RankPlan.from_json(read_plan_file(Path(plan))["layers"])
     factorized_like(model, plan)  # what does not fit shows here, before any image is seen
-    schemes = {choice.scheme for _, choice in plan}
-    statistics = collect_statistics(model, batches, plan.layers, schemes)
+    if not sum(map(len, batches)):
+        raise DataError("0 images are too few to solve on: give some, better hundreds")
+    statistics = collect_statistics(model, batches, plan.layers, {choice.scheme for _, choice in plan})
     decompositions = {
-        name: decompose_schemes(model.get_submodule(name), statistics.get(name), schemes=[choice.scheme])  # type: ignore[arg-type]  # a layer, as was seen
-        for name, choice in plan
+        name: decompose_layer(model, name, statistics.get(name), None, [choice.scheme]) for name, choice in plan
     }
-    images = torch.cat(list(batches))
-    images = images[: min(sequential_images, affordable_images(model, images[:1]))]
-    if len(images) > 1:
-        network = factorize_sequentially(model, plan, decompositions, images)
-    else:
-        network = factorize_model(model, plan, decompositions)
-    recalibrate_batchnorm(network, batches)
-    return network.eval()
+    inputs = sequential_inputs(model, batches, sequential_images)
+    return build_network(model, plan, decompositions, batches, inputs)

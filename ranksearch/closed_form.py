@@ -101,7 +101,7 @@ def choose(
     images: Sequence[Tensor],
     dense: Tensor,
 ) -> RankPlan:
-    """The plan of the least divergence times total expected error; of equals, the first.
+    """The plan of the least divergence times total expected error; of equals, that of less error.
 
     Building a network is what takes time, so that plans of far more error than another are left out.
 
@@ -117,7 +117,11 @@ def choose(
     hopeful = [plan for plan, total in totals.items() if total <= HOPEFUL * least]
     if len(hopeful) == 1:
         return hopeful[0]
-    return min(hopeful, key=lambda plan: totals[plan] * divergence(predict(build(plan), images), dense))
+
+    def harm(plan: RankPlan) -> tuple[float, float]:
+        return totals[plan] * divergence(predict(build(plan), images), dense), totals[plan]
+
+    return min(hopeful, key=harm)
 
 
 def total_error(plan: RankPlan, errors: Errors) -> float:

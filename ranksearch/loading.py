@@ -55,9 +55,14 @@ def read_plan_file(folder: Path) -> dict[str, Any]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"{path} is damaged ({error}): run the search again to write it anew") from None
+    except OSError as error:
+        raise PlanError(f"{path} cannot be read ({error.strerror}): run the search again to write it anew") from None
     if not isinstance(entries, dict) or entries.get("format") != PLAN_FORMAT:
         found = entries.get("format") if isinstance(entries, dict) else type(entries).__name__
         raise PlanError(f"{path} has format {found!r}, expected '{PLAN_FORMAT}': use the ranksearch that wrote it")
+    for key in ("model", "layers"):
+        if not isinstance(entries.get(key), dict):
+            raise PlanError(f"{path} is damaged (no '{key}'): run the search again to write it anew")
     return entries
 
 
@@ -77,7 +82,14 @@ def load(folder: str | Path, trust: bool = False) -> nn.Module:
     """
     folder = Path(folder)
     entries = read_plan_file(folder)
-    network = factorized_like(_make(entries["model"], trust), RankPlan.from_json(entries["layers"]))
+    try:
+        dense = _make(entries["model"], trust)
+    except TypeError as error:
+        target = entries["model"].get("_target_")
+        raise PlanError(f"the plan's builder '{target}' cannot be called ({error}): mend its arguments") from None
+    if not isinstance(dense, nn.Module):
+        raise PlanError(f"the plan's model is a {type(dense).__name__} and no network: give it a _target_")
+    network = factorized_like(dense, RankPlan.from_json(entries["layers"]))
     read_weights(folder / WEIGHTS_FILE, network)
     return network.eval()
 

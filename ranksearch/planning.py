@@ -39,12 +39,13 @@ def find_plan(
             large; 0 solves each by itself.
 
     Raises:
-        UserError: there are too few images, or no plan reaches the speedup.
+        UserError: there are too few images, they or the weights are not finite, or no plan reaches the speedup.
     """
     known = list(batches)
+    count = sum(map(len, known))
+    if count < FEWEST_IMAGES:
+        raise UserError(f"{count} images are too few to plan on: give {FEWEST_IMAGES} or more, better hundreds")
     images = torch.cat(known)
-    if len(images) < FEWEST_IMAGES:
-        raise UserError(f"{len(images)} images are too few to plan on: give {FEWEST_IMAGES} or more, better hundreds")
     profile = profile_layers(model, images[:1])
     dense = MacsCost().network(model, images.shape[1:])
     cost = NetworkCost(MacsCost(), dense, {spec.name: spec for spec in profile.layers})

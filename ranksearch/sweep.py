@@ -127,7 +127,7 @@ def _csv_rows(outcome: JobOutcome, settings: str, front: Mapping[str, Any] | Non
     }
     if front is None or outcome.reason:
         return [known]
-    dense = {"dense_validation_accuracy": front["dense"]["accuracy"], "cost_unit": front["measured"]["cost"]}
+    dense = {"dense_validation_accuracy": front["dense"]["accuracy"], "cost_unit": front["measured"]["cost_unit"]}
     kept = ("trial", "speedup", "cost", "macs", "params")
     return [
         {**known, **dense, "validation_accuracy": point["accuracy"], **{key: point[key] for key in kept}}

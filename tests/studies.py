@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
-from optuna.storages import BaseStorage
+from optuna import Study
+from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage, InMemoryStorage
 
 from ranksearch.facts import StudyFacts, keep_facts
 from ranksearch.guided import GuidedSampler
@@ -18,6 +20,7 @@ from ranksearch.review.dashboard import Shown
 from ranksearch.search import queue_closed_form, run_trials
 from ranksearch.study import StudySettings, open_study
 
+SETTINGS = {"model": {"depth": 8}, "seed": 0}
 COMMAND = "python -m ranksearch model.depth=8"
 
 
@@ -86,3 +89,12 @@ def search_small(problem: Problem, outputs: Path, storage: BaseStorage, trials: 
     )
     shown.refresh()
     return Searched(outputs, storage, name, facts, trials)
+
+
+def start(problem: Problem, n_trials: int, study: Study | None = None, closed_form: int = 2) -> Study:
+    """Search, from the closed form on, with a sampler that knows nothing."""
+    study = study or open_study("s", InMemoryStorage(), SETTINGS)
+    settings = StudySettings("s", n_trials, closed_form)
+    queue_closed_form(study, problem, settings)
+    run_trials(study, problem, settings, RandomSampler(seed=0), lambda record: None)
+    return study

@@ -55,7 +55,7 @@ def test_other_weights_of_the_architecture_keep_most_of_their_accuracy(
 
 
 def test_what_does_not_fit_is_named(problem: Problem, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="the plan names 'layer9', which the model lacks: was it made for another"):
+    with pytest.raises(PlanError, match="the plan names 'layer9', which the model lacks: take it out"):
         ranksearch.apply(RankPlan({"layer9": LayerChoice(2)}), problem.model, problem.calibration)
     with pytest.raises(PlanError, match=r"latent size 60 for 'layer1.0.conv1' exceeds its break-even rank"):
         ranksearch.apply(RankPlan({"layer1.0.conv1": LayerChoice(60)}), problem.model, problem.calibration)

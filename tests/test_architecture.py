@@ -46,7 +46,7 @@ HOMES = {
         "facts",
         "review",
         "afterwards",
-        "job",
+        "tasks",
         "building",
         "preparing",
         "app",
@@ -155,3 +155,15 @@ def test_every_target_of_the_configs_exists() -> None:
             if line.startswith("_target_: ranksearch."):
                 module, _, name = line.removeprefix("_target_: ").rpartition(".")
                 assert callable(getattr(importlib.import_module(module), name)), line
+
+
+def test_nothing_that_could_hold_code_is_unpickled() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert {"weights_only": "True"}.items() <= {
+                    str(word.arg): ast.unparse(word.value) for word in node.keywords
+                }.items(), file
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in ("pickle.load", "pickle.loads", "pickle.Unpickler"), file
+        assert not names_imported(file) & {"dill", "cloudpickle", "joblib", "shelve", "marshal"}, file

@@ -99,7 +99,7 @@ def test_rules_of_the_model_s_file_come_after_the_person_s() -> None:
     config = configured("model=mobilenet_v3_large", "space.rules=[{match: '*.fc1', low: 4}]")
     assert [rule.match for rule in rules_of(config).rules] == ["*.fc1", "*.fc[12]"]
     wrong = replace(config, model={**config.model, "rules": [{"match": "a", "kep": "dense"}]})
-    with pytest.raises(UserError, match=r"model\.rules: kep=dense is not a key"):
+    with pytest.raises(UserError, match=r"model\.rules\.kep=dense is not a key"):
         rules_of(wrong)
 
 

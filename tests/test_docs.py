@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import jsonschema
@@ -41,6 +42,9 @@ def commands() -> list[list[str]]:
         lines += [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
         lines += re.findall(r"`(python -m ranksearch [^`]+)`", text)
     words = [shlex.split(re.sub(r"^(\w+=\S+ )+", "", line), comments=True) for line in lines]
+    # Ray does not run on every Python that ranksearch runs on, so its launcher may be missing here.
+    if find_spec("hydra_plugins.hydra_ray_launcher") is None:
+        words = [found for found in words if "hydra/launcher=ray" not in found]
     ours = [found[3:] for found in words if found[:3] == ["python", "-m", "ranksearch"]]
     return [list(found) for found in dict.fromkeys(map(tuple, ours)) if not {"--help", "..."} & set(found)]
 

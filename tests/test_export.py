@@ -162,8 +162,32 @@ class Foreign(nn.Module):
         return kept_whole(x)
 
 
+@fx.wrap
+def applied(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x)
+
+
+class Passing(nn.Module):
+    """A module that is an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return applied(self.inner, x)
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
 REFUSED = [
     (nn.LSTM(3, 4), "cannot be made anew by nn.LSTM"),
+    (Passing(), "is a Linear and no tensor"),
+    (nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), "ParametrizedLinear, not of torch.nn"),
+    (nn.Hardtanh(0.0, float("inf")), "max_val=inf of '0.*' cannot be written down"),
     (Branching(), "cannot be traced"),
     (Foreign(), "calls test_export.kept_whole, which is not torch's"),
 ]
@@ -173,3 +197,22 @@ REFUSED = [
 def test_what_cannot_be_written_plainly_is_named(network: nn.Module, said: str) -> None:
     with pytest.raises(UserError, match=f"{said}.*: use format=torch_export"):
         write_plain(nn.Sequential(network).eval())
+
+
+def test_other_outputs_are_refused_and_leave_what_was_there(tmp_path: Path) -> None:
+    export(nn.Linear(3, 4).eval(), (3,), tmp_path, "state_dict")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=r"format=state_dict gives outputs that differ by .*: use another format"):
+        export(Noisy().eval(), (3,), tmp_path, "state_dict")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_what_torch_cannot_follow_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"torch.export cannot follow the network \(.+\): use format=state_dict"):
+        export(nn.Sequential(Branching()).eval(), (3,), tmp_path, "torch_export")
+
+
+def test_a_package_that_a_format_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"format=onnx needs onnxruntime: pip install 'ranksearch\[onnx\]'"):
+        export(nn.Linear(3, 4).eval(), (3,), tmp_path, "onnx")

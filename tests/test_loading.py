@@ -19,7 +19,7 @@ from ranksearch.loading import save_network
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.problem import Problem
 
-RECIPE = {"_target_": "ranksearch.models.cifar_resnet", "depth": 8, "num_classes": 10}
+BUILDER = {"_target_": "ranksearch.models.cifar_resnet", "depth": 8, "num_classes": 10}
 PLAN = RankPlan({"layer1.0.conv1": LayerChoice(3), "layer3.0.conv2": LayerChoice(20)})
 
 
@@ -30,7 +30,7 @@ def network(problem: Problem) -> nn.Module:
 
 @pytest.fixture
 def folder(tmp_path: Path, network: nn.Module) -> Path:
-    save_network(tmp_path / "best", network, PLAN, RECIPE, {"macs": 1})
+    save_network(tmp_path / "best", network, PLAN, BUILDER, {"macs": 1})
     return tmp_path / "best"
 
 
@@ -63,7 +63,7 @@ def test_builders_from_elsewhere_need_trust(folder: Path) -> None:
     (folder / "plan.json").write_text(json.dumps(entries))
     with pytest.raises(PlanError, match=r"'nowhere.build' cannot be found"):
         ranksearch.load(folder, trust=True)
-    entries["model"] = {**RECIPE, "depth": {"_target_": "os.abort"}}
+    entries["model"] = {**BUILDER, "depth": {"_target_": "os.abort"}}
     (folder / "plan.json").write_text(json.dumps(entries))
     with pytest.raises(PlanError, match=r"'os.abort', which is not part of ranksearch"):
         ranksearch.load(folder)
@@ -82,13 +82,19 @@ class Tied(nn.Module):
         return self.third(self.activation(self.second(self.first(x))))
 
 
-def test_tied_weights_and_nested_recipes_come_back(tmp_path: Path) -> None:
+def test_tied_weights_and_nested_builders_come_back(tmp_path: Path) -> None:
     network, x = Tied(nn.Sigmoid()).eval(), torch.randn(4, 8)
-    recipe = {"_target_": f"{Tied.__module__}.Tied", "activation": {"_target_": "torch.nn.Sigmoid"}}
-    save_network(tmp_path, network, RankPlan(), recipe, {})
+    builder = {"_target_": f"{Tied.__module__}.Tied", "activation": {"_target_": "torch.nn.Sigmoid"}}
+    save_network(tmp_path, network, RankPlan(), builder, {})
     again = ranksearch.load(tmp_path, trust=True)
     assert again.get_submodule("first").weight is again.get_submodule("second").weight
     assert torch.equal(again(x), network(x))
+
+
+def said_of(folder: Path, **entries: object) -> None:
+    """Let a plan file say something else."""
+    path = folder / "plan.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +103,17 @@ def test_tied_weights_and_nested_recipes_come_back(tmp_path: Path) -> None:
         (lambda folder: (folder / "plan.json").unlink(), "does not exist"),
         (lambda folder: (folder / "plan.json").write_text("{"), "damaged"),
         (lambda folder: (folder / "plan.json").write_text('{"format": "other/2"}'), "'other/2', expected"),
+        (
+            lambda folder: (folder / "plan.json").write_text('{"format": "ranksearch.plan/1"}'),
+            r"damaged \(no 'model'\)",
+        ),
+        (lambda folder: said_of(folder, layers=[]), r"damaged \(no 'layers'\)"),
+        (lambda folder: said_of(folder, model={"depth": 8}), "the plan's model is a dict and no network"),
+        (
+            lambda folder: said_of(folder, model={**BUILDER, "width": 3}),
+            r"resnet' cannot be called \(.*width.*\): mend",
+        ),
+        (lambda folder: ((folder / "plan.json").unlink(), (folder / "plan.json").mkdir()), r"cannot be read \("),
         (lambda folder: (folder / "model.safetensors").unlink(), "does not exist"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"12345678"), "does not fit"),
     ],
@@ -133,3 +150,11 @@ def test_a_single_wrong_bit_is_noticed(folder: Path) -> None:
     with pytest.raises(PlanError, match="is damaged"):
         read_weights(folder / "linear", other)
     assert torch.equal(other.weight, before)  # whoever goes on without the file goes on from there
+
+
+def test_a_builder_whose_module_breaks_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "broken_builder.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(folder)
+    said_of(folder, model={"_target_": "broken_builder.build"})
+    with pytest.raises(PlanError, match=r"the plan's builder 'broken_builder.build' cannot be imported \(.+\): mend"):
+        ranksearch.load(folder, trust=True)

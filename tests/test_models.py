@@ -137,3 +137,14 @@ def test_every_ready_model_builds_for_any_number_of_classes(words: list[str]) ->
     heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
     assert heads[-1].out_features == 7
     assert settings.name == words[-1].removeprefix("model.name=")
+
+
+def test_weights_of_timm_that_cannot_be_had_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("timm.create_model", refuse)
+    with pytest.raises(UserError, match=r"model.weights=a1_in1k cannot be downloaded \(no route\): connect"):
+        timm_classifier("resnet18", 1000, "a1_in1k")
+    with pytest.raises(OSError, match="no route"):  # which is no matter of a download
+        timm_classifier("resnet18", 1000)

@@ -83,14 +83,14 @@ def test_a_plan_survives_json(layers: dict[str, tuple[int, str]]) -> None:
     again = RankPlan.from_json(json.loads(json.dumps(plan.to_json())))
     assert again == plan
     assert hash(again) == hash(plan)
-    assert all(plan.latent_size(name) == size for name, (size, _) in layers.items())
+    assert dict(again) == dict(plan)
 
 
 def test_a_plan_does_not_follow_the_dict_that_it_was_made_from() -> None:
     layers = {"a": LayerChoice(1)}
     plan = RankPlan(layers)
     layers["b"] = LayerChoice(2)
-    assert plan.latent_size("b") is None
+    assert dict(plan) == {"a": LayerChoice(1)}
 
 
 @pytest.mark.parametrize(
@@ -116,3 +116,31 @@ def test_impossible_shapes_are_refused(wrong: dict[str, int]) -> None:
     shape = {"in_size": 4, "out_size": 4, "positions": 4} | wrong
     with pytest.raises(PlanError, match=next(iter(wrong))):
         LayerSpec("layer", "linear", **shape)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"groups": 4}, "groups 4 of 'layer' do not divide its 6 inputs and 4 outputs: give a divisor of both"),
+        ({"out_size": 0}, "out_size 0 of 'layer' is below 1: give 1 or more"),
+    ],
+)
+def test_layers_of_impossible_shapes_are_named(wrong: dict[str, int], said: str) -> None:
+    with pytest.raises(PlanError, match=said):
+        LayerSpec(**{"name": "layer", "kind": "conv2d", "in_size": 6, "out_size": 4, "positions": 1, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ([], "layers of type list are no plan: give a choice for each layer's name"),
+        ({"a": 4}, "plan entry 4 of 'a' is no choice: give 'scheme' and 'latent_size' alone"),
+        ({"a": {"scheme": "full"}}, "is no choice"),
+        ({"a": {"scheme": "full", "latent_size": 0}}, "latent size 0 of a plan is out of range: give an int >= 1"),
+        ({"a": {"scheme": "full", "latent_size": 0.5}}, "latent size 0.5 of a plan is out of range"),
+        ({"a": {"scheme": "full", "latent_size": True}}, "latent size True of a plan is out of range"),
+    ],
+)
+def test_what_is_no_plan_is_named(layers: object, said: str) -> None:
+    with pytest.raises(PlanError, match=said):
+        RankPlan.from_json(layers)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import ranksearch
 from ranksearch.closed_form import total_error
 from ranksearch.cost import count_macs
 from ranksearch.errors import UserError
+from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.problem import Problem
 from ranksearch.rules import Rule, SpaceSettings
 
@@ -44,3 +45,13 @@ def test_how_images_are_cut_into_batches_hardly_moves_the_plan(problem: Problem)
     plans = [ranksearch.find_plan(problem.model, images.split(size), 2) for size in (len(images), 50)]
     first, second = (total_error(plan, problem.errors) for plan in plans)
     assert first == pytest.approx(second, rel=0.05)
+
+
+def test_images_or_weights_that_are_not_numbers_are_told_with_the_layer(problem: Problem) -> None:
+    images = torch.full((16, 3, 8, 8), float("nan"))
+    with pytest.raises(UserError, match=r"'layer1.0.conv1' cannot be decomposed, .* not finite: check"):
+        ranksearch.find_plan(problem.model, [images], 2)
+    with pytest.raises(UserError, match="0 images are too few to plan on"):
+        ranksearch.find_plan(problem.model, [], 2)
+    with pytest.raises(UserError, match="0 images are too few to solve on: give some"):
+        ranksearch.apply(RankPlan({"layer1.0.conv1": LayerChoice(2)}), problem.model, [])

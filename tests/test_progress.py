@@ -145,7 +145,7 @@ def test_in_a_terminal_the_view_takes_the_place_of_lines_about_trials(
     with watched(live) as progress:
         progress.trials(FACTS, [], 64, 0)
         progress.trial(record(0), [record(0)])
-        logging.getLogger("ranksearch.job").info("something else")
+        logging.getLogger("ranksearch.tasks").info("something else")
     root.manager._clear_cache()  # type: ignore[attr-defined]
     shown = terminal.getvalue()
     assert ("best at 2x 80.00%" in shown) == view

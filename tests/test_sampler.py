@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import optuna
 import pytest
@@ -61,8 +62,34 @@ def test_the_same_seed_draws_the_same_plans(name: str) -> None:
     assert [trial.params for trial in first.trials] == [trial.params for trial in second.trials]
 
 
-def test_without_a_binding_budget_the_sampler_is_left_alone(name: str) -> None:
+class Fixed(RandomSampler):
+    """Proposes what it is told to."""
+
+    def __init__(self, wanted: dict[str, Any]) -> None:
+        super().__init__(seed=0)
+        self.wanted = wanted
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        return self.wanted[param_name]
+
+
+def test_what_fits_the_budget_is_built_as_it_was_proposed(name: str) -> None:
     space = deep_space(3)
-    bound = run(FeasibleSampler(SAMPLERS[name](1), space, space.cost.dense), space, 3)
-    assert all(space.cost.of(space.plan(trial.params)) <= space.cost.dense for trial in bound.trials)
-    assert len({tuple(trial.params.values()) for trial in bound.trials}) == 3
+    drawn = run(FeasibleSampler(SAMPLERS[name](1), space, space.cost.dense // 2), space, 3)
+    for trial in drawn.trials:
+        cost = space.cost.of(space.plan(trial.params))
+        again = run(FeasibleSampler(Fixed(trial.params), space, cost), space, 1)
+        assert again.trials[0].params == trial.params
+
+
+def test_two_processes_with_one_seed_draw_different_plans(name: str) -> None:
+    space, storage = deep_space(8), optuna.storages.InMemoryStorage()
+    directions = ["maximize", "minimize"]
+    plans = []
+    for _ in range(2):
+        sampler = FeasibleSampler(SAMPLERS[name](3), space, space.cost.dense // 2)
+        study = optuna.create_study(
+            study_name="s", storage=storage, directions=directions, sampler=sampler, load_if_exists=True
+        )
+        plans.append(suggest(study.ask(), space))  # and goes on running
+    assert plans[0] != plans[1]

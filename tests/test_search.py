@@ -3,51 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import optuna
 import pytest
-import torch
 from optuna import Study
-from optuna.exceptions import StorageInternalError
 from optuna.pruners import ThresholdPruner
 from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
-from optuna.trial import TrialState
-from servers import Server
-from sqlalchemy.exc import OperationalError
+from studies import SETTINGS, start
 from torch import nn
 
 from ranksearch import search
 from ranksearch.closed_form import closed_form_budgets
-from ranksearch.errors import DivergedError, UserError
+from ranksearch.errors import UserError
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.pruning import PruningSettings
 from ranksearch.records import TrialRecord, finished, front, read_trials
-from ranksearch.search import closed_form_plans, queue_closed_form, run_trials
-from ranksearch.storage import rdb, sqlite
+from ranksearch.search import closed_form_plans, run_trials
+from ranksearch.storage import sqlite
 from ranksearch.study import OBJECTIVES, StudySettings, open_study
 from ranksearch.training import Recipe
 from ranksearch.trial import TrialResult, evaluate_plan
-
-SETTINGS = {"model": {"depth": 8}, "seed": 0}
-
-
-def start(problem: Problem, n_trials: int, study: Study | None = None, closed_form: int = 2) -> Study:
-    study = study or open_study("s", InMemoryStorage(), SETTINGS)
-    settings = StudySettings("s", n_trials, closed_form)
-    queue_closed_form(study, problem, settings)
-    run_trials(study, problem, settings, RandomSampler(seed=0), lambda record: None)
-    return study
 
 
 def test_the_closed_form_comes_first_at_budgets_from_the_constraint_down(problem: Problem) -> None:
@@ -118,142 +98,6 @@ def test_plans_that_may_not_be_built_are_pruned_untouched(
     assert not record.feasible
     assert record.reason.startswith(kind)
     assert front([record]) == []
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (DivergedError("the loss became nan at step 1 of 2: lower learning_rate"), "nan at step 1"),
-        (torch.OutOfMemoryError("no room"), "out of memory (no room): lower"),
-    ],
-)
-def test_what_breaks_a_trial_fails_it_and_no_other(
-    error: Exception, reason: str, problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def sometimes(*args: object) -> object:
-        calls.append(args)
-        if len(calls) == 2:
-            raise error
-        return evaluate_plan(*args)  # type: ignore[arg-type]
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    monkeypatch.setattr(search, "evaluate_plan", sometimes)
-    records = read_trials(start(problem, 4))
-    assert [record.state for record in records] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
-    assert reason in records[1].reason
-
-
-def test_an_interrupted_trial_is_not_counted_and_its_plan_comes_first_again(
-    problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def interrupted(*args: object) -> object:
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return evaluate_plan(*args)  # type: ignore[arg-type]
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = open_study("s", InMemoryStorage(), SETTINGS)
-    monkeypatch.setattr(search, "evaluate_plan", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        start(problem, 3, study)
-    assert finished(study.trials) == 1
-    start(problem, 3, study)
-    records = read_trials(study)
-    assert [record.state for record in records] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
-    assert finished(study.trials) == 3
-    assert records[2].closed_form
-    assert study.trials[2].params == study.trials[1].params
-
-
-def test_a_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
-    code = textwrap.dedent(f"""
-        import optuna, time
-        from ranksearch.study import open_study
-        from ranksearch.storage import sqlite
-
-        study = open_study("s", sqlite({str(tmp_path / "db")!r}), {{}})
-        def objective(trial):
-            trial.suggest_int("layer", 1, 10)
-            if trial.number == 5:
-                print("ready", flush=True)
-                time.sleep(60)
-            return 0.5, 1.0
-        study.optimize(objective, n_trials=10)
-    """)
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    states = [trial.state.name for trial in open_study("s", sqlite(str(tmp_path / "db")), {}).trials]
-    assert states == ["COMPLETE"] * 5 + ["RUNNING"]
-
-
-@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
-@pytest.mark.parametrize("fault", ["stopped", "held still"])
-def test_a_server_that_is_away_in_the_middle_of_a_trial_costs_no_trial(
-    problem: Problem, server: Server, fault: str, seconds: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    away, back = (server.stop, server.resume) if fault == "stopped" else (server.freeze, server.thaw)
-    calls: list[object] = []
-    later = threading.Timer(seconds, back)
-
-    def interrupted(*args: object) -> object:
-        calls.append(args)
-        if len(calls) == 2:
-            away()
-            later.start()
-        return evaluate_plan(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(search, "evaluate_plan", interrupted)
-    storage = rdb(server.create(), heartbeat_seconds=1)
-    study = start(problem, 3, open_study("s", storage, SETTINGS))
-    later.join()
-    assert [record.state for record in read_trials(study)] == ["COMPLETE"] * 3
-    assert len(calls) == 3
-    storage.remove_session()
-    storage.engine.dispose()
-
-
-def test_a_trial_that_a_lost_connection_ends_is_tried_again(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def cut_off(*args: object) -> object:
-        calls.append(args)
-        if len(calls) == 2:
-            lost = OperationalError("SELECT", {}, Exception("terminating connection"), connection_invalidated=True)
-            raise StorageInternalError from lost
-        return evaluate_plan(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(search, "evaluate_plan", cut_off)
-    study = start(problem, 3)
-    states = [record.state for record in read_trials(study)]
-    assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
-    assert study.trials[1].params in [trial.params for trial in study.trials[2:]]
-
-
-def test_a_result_that_a_lost_connection_takes_does_not_end_the_worker(
-    problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = open_study("s", InMemoryStorage(), SETTINGS)
-    told, tell = [], study._storage.set_trial_state_values
-
-    def cut_off(trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        told.append(state)
-        if told.count(TrialState.COMPLETE) == 2 and state == TrialState.COMPLETE:
-            lost = OperationalError("UPDATE", {}, Exception("terminating connection"), connection_invalidated=True)
-            raise StorageInternalError from lost
-        return tell(trial_id, state, values)
-
-    monkeypatch.setattr(study._storage, "set_trial_state_values", cut_off)
-    start(problem, 3, study)
-    assert sorted(record.state for record in read_trials(study)) == ["COMPLETE"] * 3 + ["RUNNING"]
 
 
 def record(number: int, accuracy: float, macs: int, feasible: bool = True) -> TrialRecord:

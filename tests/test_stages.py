@@ -54,14 +54,15 @@ def closed_form_results(folder: Path) -> dict[str, Any]:
     return {plan: trial.values for plan, trial in zip(plans, trials, strict=True) if trial.user_attrs["closed_form"]}
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.timeout(600)
 def test_a_run_killed_in_its_stages_ends_as_an_undisturbed_one(seed: int, tmp_path: Path) -> None:
     generator = random.Random(seed)
     killed, quiet = tmp_path / "killed", tmp_path / "quiet"
     for folder in (killed, quiet):
         folder.mkdir()
-    for beginning in BEGINNINGS if seed else BEGINNINGS[3:4]:  # all of them take too long for the default run
+    for beginning in BEGINNINGS:
         assert kill_when(killed, beginning, generator.uniform(0.0, 0.6)), beginning
     for folder in (killed, quiet):
         done = call(folder, *LONGER)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import TrialState
@@ -18,7 +21,7 @@ from servers import STORAGES, Server
 
 from ranksearch.errors import UserError
 from ranksearch.records import CLOSED_FORM
-from ranksearch.storage import holds_password, journal, rdb, sqlite
+from ranksearch.storage import failures_told, holds_password, journal, rdb, sqlite
 from ranksearch.storage.database import Database
 from ranksearch.storage.journal import Journal
 from ranksearch.storage.stale import RETRIES, Watch, wait_for_others
@@ -268,3 +271,19 @@ def test_a_server_that_goes_away_is_waited_for(
 )
 def test_a_password_is_found_wherever_an_address_may_hold_one(url: str, holds: bool) -> None:
     assert holds_password(url) == holds
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UserError, match=r"the driver of postgresql .* is missing \(.*psycopg.*\): pip install"):
+        rdb("postgresql+psycopg://me:secret@127.0.0.1:1/mine")
+
+
+def test_a_storage_that_fails_is_told_in_one_line_but_for_a_full_disk() -> None:
+    with (
+        pytest.raises(UserError, match=r"storage failed \(gone\), what finished is kept: mend it"),
+        failures_told(),
+    ):
+        raise StorageInternalError("gone")
+    with pytest.raises(StorageInternalError), failures_told():
+        raise StorageInternalError from OSError(errno.ENOSPC, "No space left on device")

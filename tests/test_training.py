@@ -269,3 +269,8 @@ def test_settling_autocast_on_a_gpu_changes_nothing_else(splits: Splits) -> None
     before = copy.deepcopy(model.state_dict())
     settle_autocast(Recipe(steps=1), model, endless_batches(splits.train, 64, device, seed=0), device)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_checkpoint_is_kept_every_so_many_steps_and_no_fewer_than_one(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="checkpoint_every=0 is out of range: use 1 or more"):
+        Checkpoint(tmp_path / "it", "this", every=0)

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from conftest import ROOT
 from runs import call, command, environment
 from servers import PASSWORD, SERVERS, Server
 
+from ranksearch.config import RunConfig
 from ranksearch.device import choose_device
+from ranksearch.job import Job
 from ranksearch.locks import alone, first
+from ranksearch.preparing import prepare
 from ranksearch.storage import journal, sqlite
 
 Start = Callable[[str], Server]
@@ -127,14 +131,16 @@ def test_a_missing_address_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_one_process_holds_a_lock_and_a_killed_one_frees_it(tmp_path: Path) -> None:
-    path = tmp_path / "a folder" / "lock"
+    path, order = tmp_path / "a folder" / "lock", tmp_path / "order"
     code = f"""
-import os, pathlib, sys
+import pathlib, sys
 from ranksearch.locks import alone, first
-with first(pathlib.Path({str(path)!r})) as ours:
+path, order = pathlib.Path({str(path)!r}), pathlib.Path({str(order)!r})
+with first(path) as ours:
     assert not ours
 print("locked", flush=True)
-with alone(pathlib.Path({str(path)!r}), "holds it"):
+with alone(path, "holds it"):
+    order.write_text(order.read_text() + "mine ")
     print("mine", flush=True)
     sys.stdin.read()
 """
@@ -146,9 +152,10 @@ with alone(pathlib.Path({str(path)!r}), "holds it"):
         assert other.stdout is not None
         assert other.stdin is not None
         assert other.stdout.readline() == "locked\n"  # however long it takes to start
-        with pytest.raises(subprocess.TimeoutExpired):
-            other.wait(timeout=4)
+        time.sleep(1)  # in which it would write, if it did not wait
+        order.write_text("ours ")
     assert other.stdout.readline() == "mine\n"
+    assert order.read_text() == "ours mine "
     with first(path) as ours:
         assert not ours
     other.kill()
@@ -186,24 +193,51 @@ def test_launchers_start_workers_of_one_study(launcher: list[str], tmp_path: Pat
     assert (tmp_path / "outputs" / "big" / "best" / "model.safetensors").exists()
 
 
-def test_a_sweep_is_summed_up_and_no_failed_job_takes_others_down(tmp_path: Path) -> None:
-    overrides = ["constraint.speedup=1.5,1000,3", "study.n_trials=2"]
-    done = call(tmp_path, "-m", *overrides)
-    assert done.returncode == 2
+def test_a_sweep_is_summed_up_and_no_failed_job_takes_others_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepared(config: RunConfig, *others: Any) -> Job:
+        if config.constraint.speedup == 2:
+            raise ZeroDivisionError("a fault of ours")
+        return prepare(config, *others)
+
+    monkeypatch.setattr("ranksearch.app.prepare", prepared)
+    done = call(tmp_path, "-m", "constraint.speedup=1.5,1000,2,3", "study.n_trials=2")
+    assert done.returncode == 1  # which nobody foresaw
     assert re.search(r"job 1 \(constraint.speedup=1000\) failed: constraint.speedup=1000 exceeds", done.stderr)
-    assert "1 of 3 jobs failed" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "job 2 (constraint.speedup=2) failed: ZeroDivisionError: a fault of ours" in done.stderr
+    assert "2 of 4 jobs failed" in done.stderr
     [folder] = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert "Traceback" in (folder / "2" / "ranksearch.log").read_text()
     rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
-    assert {row["job"]: row["status"] for row in rows} == {"0": "done", "1": "failed", "2": "done"}
-    assert all(float(row["speedup"]) >= 3 for row in rows if row["job"] == "2")
-    for study in ("resnet20-digits-1.5x-s0", "resnet20-digits-3.0x-s0"):
+    ends = {row["job"]: row["status"] for row in rows}
+    assert ends == {"0": "done", "1": "failed", "2": "failed", "3": "done"}
+    assert all(float(row["speedup"]) >= 3 for row in rows if row["job"] == "3")
+    names = ["resnet20-digits-1.5x-s0", "resnet20-digits-3.0x-s0"]
+    for study in names:
         front = json.loads((tmp_path / "outputs" / study / "front.json").read_text())
         assert sum(row["study"] == study for row in rows) == len(front["points"])
         assert study in (folder / "sweep.html").read_text()
     assert "exceeds" in (folder / "sweep.html").read_text()
+    done = call(tmp_path, "task=report", f"study.name=[{','.join(names)}]", small=[])
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^study +counts +dense +at 1.5x .* hypervolume$", done.stdout, re.M)
+    assert all(re.search(rf"^{name} +MACs +.*%", done.stdout, re.M) for name in names)
+    compared = tmp_path / "outputs" / "+".join(names)
+    assert all(name in (compared / "comparison.html").read_text() for name in names)
+    assert (compared / "fronts.svg").exists()
 
 
+def test_a_fault_of_ours_ends_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Job:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr("ranksearch.app.prepare", broken)
+    with pytest.raises(ZeroDivisionError):  # which Python ends with 1, and shows
+        call(tmp_path)
+
+
+@pytest.mark.slow
 def test_two_processes_calibrate_alike_to_the_last_bit() -> None:
     code = """
 import hashlib

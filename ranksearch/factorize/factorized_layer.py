@@ -87,6 +87,13 @@ class FactorizedLayer(nn.Module):
         """The layer that the two factors make together."""
         raise NotImplementedError
 
+    def _give(self, dense: Layer, weight: Tensor) -> None:
+        """Give a layer the product's weight, the bias and the mode."""
+        dense.weight = nn.Parameter(weight, requires_grad=self.module0.weight.requires_grad)
+        bias = self.module1.bias
+        dense.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
+        dense.train(self.training)
+
     def _set_factors(self, factors: Factors) -> None:
         """Take the factors over, with the latent size that they have."""
         raise NotImplementedError

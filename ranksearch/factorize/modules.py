@@ -153,10 +153,8 @@ class FactorizedConv2d(FactorizedLayer):
             # Along each axis one of the two has all of the kernel, and the other a single number.
             weight = torch.einsum("gorab,grcij->gocaibj", up, down).flatten(5).flatten(3, 4).flatten(0, 1)
         dense = nn.Conv2d(self.in_channels, self.out_channels, bias=True, device="meta", **settings)
-        dense.weight = nn.Parameter(weight, requires_grad=self.module0.weight.requires_grad)
-        bias = self.module1.bias
-        dense.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
-        return dense.train(self.training)
+        self._give(dense, weight)
+        return dense
 
     def _set_factors(self, factors: Factors) -> None:
         rank = len(factors.down)
@@ -256,10 +254,8 @@ class FactorizedLinear(FactorizedLayer):
         dense = nn.Linear(self.in_features, self.out_features, device="meta")
         with torch.no_grad():
             weight = self.module1.weight @ self.module0.weight
-        dense.weight = nn.Parameter(weight, requires_grad=self.module0.weight.requires_grad)
-        bias = self.module1.bias
-        dense.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
-        return dense.train(self.training)
+        self._give(dense, weight)
+        return dense
 
     def _set_factors(self, factors: Factors) -> None:
         rank = len(factors.down)

@@ -33,7 +33,7 @@ def comparison_rows(fronts: Mapping[str, Front]) -> list[tuple[str, ...]]:
     rows = [("study", "counts", "dense", *(f"at {speedup:g}x" for speedup in SPEEDUPS), "hypervolume")]
     for study, front in fronts.items():
         best = [best_said(front, speedup) for speedup in SPEEDUPS]
-        counted = scale_of(front["measured"]["cost"]).name
+        counted = scale_of(front["measured"]["cost_unit"]).name
         rows.append((study, counted, f"{front['dense']['accuracy']:.2%}", *best, f"{front_volume(front):.4f}"))
     return rows
 
@@ -56,7 +56,7 @@ def write_comparison(
         jobs: a header and a row per job of a sweep.
         failed: a header and a row per job that failed.
     """
-    units = {scale_of(front["measured"]["cost"]).name for front in fronts.values()}
+    units = {scale_of(front["measured"]["cost_unit"]).name for front in fronts.values()}
     figures = {"fronts": fronts_figure(fronts, " or ".join(sorted(units)))} if fronts else {}
     rows = comparison_rows(fronts)
     shown = {"fronts": bool(fronts), "rows": rows, "said": said, "jobs": list(jobs), "failed": list(failed)}

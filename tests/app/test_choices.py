@@ -95,7 +95,7 @@ def test_a_fine_tuning_of_one_s_own_serves(tmp_path: Path) -> None:
     assert (entries["fine_tune_steps"], entries["learning_rate"]) == (3, None)
     done = call(tmp_path, "fine_tune=mine", "fine_tune._target_=mytuning.replace", small=small)
     assert done.returncode == 2
-    assert "fine_tune: mytuning.replace failed" in done.stderr
+    assert "fine_tune._target_=mytuning.replace failed" in done.stderr
 
 
 def test_accuracy_alone_may_be_the_objective(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def test_a_run_ends_well_and_says_what_it_did(ran: Ran) -> None:
     assert re.search(r"^dense +[\d.]+ M +1.00x .*%.*%$", done.stdout, re.M)
     assert re.search(r"^picked: trial \d .*%.*%$", done.stdout, re.M)
     assert f"written to outputs/{STUDY}: trials.csv, front.json, report.html, run.json, best/" in done.stdout
-    [log] = (folder / "outputs" / STUDY / "runs").glob("*/ranksearch.log")
-    assert "picked: trial" in log.read_text()
+    logs = [log.read_text() for log in (folder / "outputs" / STUDY / "runs").glob("*/ranksearch.log")]
+    assert any("picked: trial" in log for log in logs)
 
 
 def test_json_artifacts_meet_their_schemas(ran: Ran) -> None:
@@ -97,12 +97,14 @@ def profile_rows(folder: Path) -> dict[str, dict[str, str]]:
         return {row["layer"]: row for row in csv.DictReader(file)}
 
 
-def test_the_profile_shows_the_plan_that_a_search_begins_with(profiled: tuple[str, Path]) -> None:
+def test_the_profile_shows_a_plan_within_the_constraint_and_what_stays_dense(profiled: tuple[str, Path]) -> None:
     said, folder = profiled
     rows = profile_rows(folder)
-    for name, entry in first_plan(folder).items():
-        assert {key: str(value) for key, value in entry.items()}.items() <= rows[name].items()
-        assert re.search(rf"^{name} .* {entry['scheme']} {entry['latent_size']} +\d+%", said, re.M)
+    planned = {name: row for name, row in rows.items() if row["scheme"] in SCHEMES}
+    for name, row in planned.items():
+        assert re.search(rf"^{name} .* {row['scheme']} {row['latent_size']} +\d+%", said, re.M)
+    whole = rows["whole network"]
+    assert int(whole["macs"]) >= 1.5 * int(whole["macs_of_plan"])
     assert rows["conv1"]["scheme"] == "dense"
     assert "space: conv1: dense (space.stem=dense)" in said
 
@@ -179,7 +181,10 @@ def test_a_report_is_made_at_any_time_from_the_study_alone(ran: Ran) -> None:
     assert any("written to" in log.read_text() and "device:" not in log.read_text() for log in logs)
     done = call(ran[0], "task=report", "study.name=resnet20-digits-1.5x", small=[])
     assert done.returncode == 2
-    assert done.stderr == f"ranksearch: there is no study 'resnet20-digits-1.5x' in this storage: use {STUDY}\n"
+    assert (
+        done.stderr
+        == f"ranksearch: there is no study 'resnet20-digits-1.5x' to report on in this storage: use {STUDY}\n"
+    )
 
 
 def test_what_stands_behind_the_environment_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

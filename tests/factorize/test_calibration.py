@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ranksearch.errors import PlanError
 from ranksearch.factorize import collect_statistics, recalibrate_batchnorm
 
 
@@ -112,3 +113,15 @@ def test_recalibrating_on_nothing_changes_nothing() -> None:
     before = copy.deepcopy(model.state_dict())
     recalibrate_batchnorm(model, [])
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("0", "layer '0' is a ReLU, without statistics: name a Conv2d or Linear"),
+        ("9", "the model lacks the layer '9': name one that it has"),
+    ],
+)
+def test_layers_without_statistics_are_named(name: str, said: str) -> None:
+    with pytest.raises(PlanError, match=said):
+        collect_statistics(nn.Sequential(nn.ReLU()), [torch.randn(2, 3)], [name])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ranksearch.errors import DataError
 from ranksearch.factorize import (
     FactorizedConv2d,
     collect_sensitivities,
@@ -289,3 +290,11 @@ def test_no_rows_are_refused() -> None:
     layer = nn.Linear(16, 16)
     with pytest.raises(ValueError, match="no rows"):
         decompose(layer, collect_statistics(nn.Sequential(layer), [torch.randn(0, 16)], ["0"])["0"])
+
+
+@pytest.mark.parametrize("scheme", ["full", "vertical"])
+def test_weights_that_are_not_finite_are_refused(scheme: str) -> None:
+    layer = nn.Conv2d(8, 8, 3)
+    nn.init.constant_(layer.weight, math.nan)
+    with pytest.raises(DataError, match="not finite: check"):
+        decompose(layer, scheme=scheme)

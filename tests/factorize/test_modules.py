@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from strategies import PLANES, convolutions
 from torch import nn
 
+from ranksearch.cost import count_macs
 from ranksearch.errors import PlanError
 from ranksearch.factorize import (
     FactorizedConv2d,
@@ -19,11 +20,12 @@ from ranksearch.factorize import (
     LowRankSolution,
     collect_statistics,
     decompose_schemes,
+    factorized_like,
     factorizing_could_speedup,
 )
 from ranksearch.factorize.shapes import describe, settings_of
 from ranksearch.factorize.solver import truncation_error
-from ranksearch.plan import SCHEMES, LayerSpec
+from ranksearch.plan import SCHEMES, LayerChoice, LayerSpec, RankPlan
 
 sizes = st.integers(2, 24)
 
@@ -91,23 +93,30 @@ def test_a_factorized_layer_gains_by_any_smaller_size_and_other_modules_by_none(
 
 @given(convolutions(40, 40, PLANES, most=20), st.sampled_from(SCHEMES))
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of torch, which then copies the input
-def test_a_layer_gains_exactly_up_to_the_largest_size_that_it_takes(layer: nn.Conv2d, scheme: str) -> None:
-    settings = (layer.in_channels, layer.out_channels, layer.kernel_size)
-    others = {"scheme": scheme, "groups": layer.groups}
-    try:
-        largest = FactorizedConv2d.max_allowed_latent_channels(*settings, **others)
-    except PlanError:  # the layer cannot have the scheme
-        largest = 0
-    sizes = range(layer.groups, 41, layer.groups)
-    assert [size for size in sizes if factorizing_could_speedup(layer, size, scheme)] == [
-        size for size in sizes if size <= largest
-    ]
-    if largest:
-        assert FactorizedConv2d.max_allowed_latent_features(*settings, **others) == largest
-        weights = sum(weight.numel() for weight in layer.parameters() if weight.ndim == 4)
-        for size, saves in ((largest, True), (largest + layer.groups, False)):
-            spec = LayerSpec("", "conv2d", *settings[:2], 1, layer.kernel_size, layer.groups)
-            assert (spec.weights_at(size, scheme) < weights) is saves
+def test_what_gains_has_fewer_macs_on_large_maps(layer: nn.Conv2d, scheme: str) -> None:
+    shape, dense = (layer.in_channels, 400, 400), nn.Sequential(layer.float()).to("meta")
+    before, groups = count_macs(dense, shape), layer.groups
+    for rank in range(groups, 41, 3 * groups):
+        if factorizing_could_speedup(layer, rank, scheme):
+            twin = factorized_like(dense, RankPlan({"0": LayerChoice(rank, scheme)}))
+            assert count_macs(twin, shape) < before * 1.03  # at the borders the map between may be a little larger
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.integers(1, 5), st.sampled_from(SCHEMES))
+def test_a_layer_gains_exactly_while_its_factors_have_fewer_weights(
+    wide: int, narrow: int, height: int, width: int, scheme: str
+) -> None:
+    settings = (wide, narrow, (height, width))
+    layer, spec = nn.Conv2d(*settings), LayerSpec("", "conv2d", wide, narrow, 1, (height, width))
+    can = scheme in spec.schemes
+    for size in range(1, 41):
+        fewer = can and spec.weights_at(size, scheme) < layer.weight.numel()
+        assert factorizing_could_speedup(layer, size, scheme) is fewer
+    if can:
+        largest = FactorizedConv2d.max_allowed_latent_channels(*settings, scheme)
+        assert largest == FactorizedConv2d.max_allowed_latent_features(*settings, scheme)
+        assert spec.weights_at(largest, scheme) < layer.weight.numel() <= spec.weights_at(largest + 1, scheme)
+        assert FactorizedConv2d(*settings, largest, scheme).latent_size == largest
 
 
 def test_schemes_that_do_not_exist_are_named() -> None:
@@ -278,6 +287,6 @@ def test_a_solution_that_does_not_fit_changes_nothing() -> None:
     layer = FactorizedLinear(16, 16, latent_features=5)
     kept = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     for bias in (torch.randn(7), torch.full((16,), float("nan"))):
-        with pytest.raises(ValueError, match="does not fit, or is not finite"):
+        with pytest.raises(ValueError, match="does not fit 16 outputs or is not finite: find one"):
             layer.apply_solution(LowRankSolution(torch.randn(16, 3), torch.randn(3, 16), bias, 3, 0.0))
     assert all(torch.equal(kept[name], tensor) for name, tensor in layer.state_dict().items())

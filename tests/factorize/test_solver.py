@@ -113,7 +113,7 @@ def test_matrices_that_do_not_fit_are_refused(wrong: dict[str, object], said: st
         ({"X": torch.zeros(2, 5, 6, 6)}, "do not fit"),
         ({"X": torch.zeros(0, 4, 6, 6)}, "is empty"),
         ({"X": torch.full((2, 4, 6, 6), float("inf"))}, "not finite"),
-        ({"Wb": torch.zeros(8, 5, 1, 1)}, "does not fit"),
+        ({"Wb": torch.zeros(8, 5, 1, 1)}, "does not fit Wa"),
         ({"biasA": torch.zeros(3)}, "bias"),
         ({"biasB": torch.zeros(3)}, "bias"),
         ({"X": torch.randn(2, 4, 2, 2)}, "cannot go through"),

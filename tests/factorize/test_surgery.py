@@ -52,13 +52,13 @@ def test_profile_names_every_layer_once_and_says_why_others_are_skipped() -> Non
     assert set(profile.skipped) == {"depthwise", "tiny", "read"}
     assert "nothing to share" in profile.skipped["depthwise"]
     assert "never called" in profile.skipped["read"]
-    assert "too small" in profile.skipped["tiny"]
+    assert "no latent size saves MACs" in profile.skipped["tiny"]
 
 
 def test_a_layer_whose_maps_leave_no_scheme_is_skipped() -> None:
     model = nn.Sequential(nn.Conv2d(8, 1, 3, stride=4), nn.Conv2d(1, 8, 3, padding=1))
     profile = profile_layers(model, torch.empty(2, 8, 11, 11))
-    assert "too small" in profile.skipped["0"]
+    assert "no latent size saves MACs" in profile.skipped["0"]
     assert all(spec.schemes for spec in profile.layers)
 
 
