@@ -64,7 +64,7 @@ def look_at(name: str, images: int, speedup: float) -> dict[str, Any]:
     torch.manual_seed(0)
     examples: Any = TensorDataset(torch.randn(images, 3, SIZE, SIZE), torch.arange(images))
     splits = Splits(examples, examples, examples, num_classes=CLASSES)
-    model = build_model(config, splits)[0].to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model = build_model(config, splits)[0].to(memory_format=torch.channels_last).eval()
     space = describe_space(model, splits, rules_of(config), MacsCost(), CPU)
     published = get_model_weights(name).DEFAULT.meta["_ops"]
     start = time.perf_counter()

@@ -21,7 +21,7 @@ from playwright.sync_api import sync_playwright
 from ranksearch.artifacts import write_artifacts
 from ranksearch.facts import read_facts
 from ranksearch.records import read_trials
-from ranksearch.review.dashboard import Shown
+from ranksearch.review.dashboard import DashboardPage
 from ranksearch.review.plan_picture import draw_plan
 from ranksearch.review.report import write_report
 from ranksearch.storage import sqlite
@@ -48,7 +48,7 @@ def main() -> None:
         pictures = time.perf_counter() - start
         print(f"pictures of {len(done)} trials: {pictures:.2f} s, {1e3 * pictures / max(len(done), 1):.0f} ms each")
         start = time.perf_counter()
-        Shown(study, facts, folder, folder).refresh()
+        DashboardPage(study, facts, folder, folder).refresh()
         page = time.perf_counter() - start
         print(f"one refresh of the dashboard's page: {page:.2f} s; all of them take 1 % of the time at the most")
         start = time.perf_counter()

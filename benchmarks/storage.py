@@ -91,7 +91,7 @@ def work(problem: Problem, options: argparse.Namespace, folder: Path, number: in
         return found
 
     vars(search)["evaluate_plan"] = sleep
-    GuidedSampler.propose = timed  # type: ignore[method-assign]  # to time it
+    GuidedSampler.propose = timed
     build = {"sqlite": sqlite, "journal": journal}.get(options.storage)
     storage = build(str(folder / "studies")) if build else rdb(os.environ["RANKSEARCH_STORAGE"])
     study = open_study(options.name, storage, {})

@@ -13,10 +13,11 @@ from ranksearch.config import NOT_OF_THE_BUILDER, RunConfig
 from ranksearch.errors import UserError
 from ranksearch.export import export
 from ranksearch.facts import read_facts
+from ranksearch.front import front
 from ranksearch.loading import is_trusted, load, read_plan_file
-from ranksearch.records import front, read_trials
+from ranksearch.records import read_trials
 from ranksearch.review.comparison import comparison_rows, write_comparison
-from ranksearch.review.dashboard import Shown
+from ranksearch.review.dashboard import DashboardPage
 from ranksearch.review.serving import dashboard
 from ranksearch.study import require_studies, study_folder
 from ranksearch.summary import format_table
@@ -63,7 +64,7 @@ def run_report(config: RunConfig, storage: BaseStorage) -> None:
         return
     [(study, facts, records)] = known
     folder = outputs / study.study_name
-    Shown(study, facts, folder, outputs).refresh()
+    DashboardPage(study, facts, folder, outputs).refresh()
     log.info("%s", write_artifacts(folder, study.study_name, facts, records))
     log.info("written to %s: trials.csv, front.json, report.html", folder)
 

@@ -10,10 +10,11 @@ from typing import Any
 from ranksearch.facts import StudyFacts
 from ranksearch.files import write_csv, write_json
 from ranksearch.finalized import read_finalized
+from ranksearch.front import FrontPoint, front
 from ranksearch.loading import load_call
 from ranksearch.pictures import write_pictures
 from ranksearch.provenance import read_run
-from ranksearch.records import FrontPoint, TrialRecord, front
+from ranksearch.records import TrialRecord
 from ranksearch.review.report import write_report
 from ranksearch.summary import format_table, summary_rows
 from ranksearch.trial import STAGES

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from ranksearch.allocation import Indices, OptionTable
+from ranksearch.front import undominated
 from ranksearch.layer_weights import LogWeights, learn
 from ranksearch.plan import SCHEMES
-from ranksearch.records import DRAWN_TWICE, FIXED, REASON, RESULT, undominated
+from ranksearch.records import DRAWN_TWICE, FIXED, REASON, RESULT
 from ranksearch.space import Errors, SearchSpace, Value
 
 Array = NDArray[np.float64]

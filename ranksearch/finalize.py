@@ -18,11 +18,11 @@ from ranksearch.factorize import factorized_like
 from ranksearch.files import read_weights
 from ranksearch.finalized import Finalized, FineTuned
 from ranksearch.fine_tuning import FineTuning
+from ranksearch.front import FrontPoint
 from ranksearch.latency import MeasuredLatency
 from ranksearch.loading import WEIGHTS_FILE, read_plan_file, save_network
 from ranksearch.problem import Problem
 from ranksearch.provenance import settings_hash
-from ranksearch.records import FrontPoint
 from ranksearch.training import Evaluation, evaluate
 from ranksearch.trial import TrialResult, evaluate_plan
 from ranksearch.wall_clock import WallClock, measured_on, time_side_by_side

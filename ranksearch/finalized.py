@@ -9,8 +9,9 @@ from statistics import mean, pstdev
 from typing import Any
 
 from ranksearch.errors import PlanError
+from ranksearch.front import FrontPoint
 from ranksearch.loading import read_plan_file
-from ranksearch.records import FrontPoint, TrialRecord
+from ranksearch.records import TrialRecord
 from ranksearch.training import Evaluation
 from ranksearch.wall_clock import WallClock
 

@@ -104,7 +104,7 @@ def central_crop(
     if not 0 < kept <= 1:
         raise SettingError("crop", kept, "is out of range: use a share above 0, at most 1")
     resized = v2.Resize(round(image_size / kept), _interpolation(interpolation))
-    return v2.Compose([resized, v2.CenterCrop(image_size), _to_tensor(mean, std)])  # type: ignore[no-any-return]
+    return v2.Compose([resized, v2.CenterCrop(image_size), _to_tensor(mean, std)])  # type: ignore[no-any-return]  # torchvision has no types
 
 
 def _interpolation(name: str | None) -> InterpolationMode:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ranksearch.errors import SettingError, UserError
-from ranksearch.records import FrontPoint, TrialRecord, front
+from ranksearch.front import FrontPoint, front
+from ranksearch.records import TrialRecord
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from matplotlib.ticker import LogLocator, NullLocator
 from ranksearch.facts import StudyFacts, macs_under
 from ranksearch.files import replacing, write_text
 from ranksearch.finalized import Finalized
+from ranksearch.front import FrontPoint, front
 from ranksearch.palette import BLACK, BLUE, GREEN, GREY, ORANGE, SCHEME_COLORS, SEVERAL
 from ranksearch.plan import DENSE
-from ranksearch.records import FrontPoint, TrialRecord, front
+from ranksearch.records import TrialRecord
 
 MARKERS = "os^D"
 RESOLUTION = 150  # of PNG files, dots per inch

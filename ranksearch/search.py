@@ -34,7 +34,7 @@ from ranksearch.records import (
     standings,
 )
 from ranksearch.sampler import FeasibleSampler, distributions
-from ranksearch.storage.database import was_cut_off
+from ranksearch.storage.database_storage import was_cut_off
 from ranksearch.study import StudySettings
 from ranksearch.trial import TrialResult, evaluate_plan
 

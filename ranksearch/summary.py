@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ranksearch.cost import scale_of
 from ranksearch.facts import StudyFacts
 from ranksearch.finalized import Finalized
-from ranksearch.records import FrontPoint
+from ranksearch.front import FrontPoint, spread_over
 from ranksearch.trial import TrialResult
 
 
@@ -37,9 +37,7 @@ def summary_rows(
         label = f"picked: trial {finalized.point.number}"
         rows.append(row(label, costs_said(facts, picked), picked.params, picked.accuracy, finalized.said()))
     rest = [point for point in points if finalized is None or point.number != finalized.point.number]
-    count = min(others, len(rest))
-    chosen = [rest[round(index * (len(rest) - 1) / max(count - 1, 1))] for index in range(count)]
-    for point in reversed(chosen):
+    for point in reversed(spread_over(rest, others)):
         result = point.result
         rows.append(row(f"trial {point.number}", costs_said(facts, result), result.params, result.accuracy))
     return rows

@@ -14,6 +14,7 @@ from ranksearch.errors import DivergedError, UserError
 from ranksearch.facts import StudyFacts, keep_facts, kept_facts
 from ranksearch.files import write_json
 from ranksearch.finalize import finalize
+from ranksearch.front import front
 from ranksearch.groundwork import calibrated_problem, weigh
 from ranksearch.job import Job
 from ranksearch.loading import PLAN_FILE, load_call
@@ -23,8 +24,8 @@ from ranksearch.problem import Problem
 from ranksearch.profile import READING, describe_choices, display_front, display_layers, profile_problem, write_profile
 from ranksearch.progress import Progress
 from ranksearch.provenance import RUN_FILE, run_record
-from ranksearch.records import TrialRecord, finished, front, read_trials
-from ranksearch.review.dashboard import Shown
+from ranksearch.records import TrialRecord, finished, read_trials
+from ranksearch.review.dashboard import DashboardPage
 from ranksearch.search import queue_closed_form, run_trials
 from ranksearch.storage.stale import wait_for_others
 from ranksearch.summary import format_table
@@ -136,7 +137,7 @@ def _write(job: Job, problem: Problem, study: Study) -> None:
     """Write the artifacts and tell of them."""
     records, folder, name = read_trials(study), job.folder, job.config.study.name
     facts = kept_facts(study) or _facts(job, problem)  # what made the study, not what finalizes a trial of it
-    Shown(study, facts, folder, Path(job.config.outputs)).refresh()
+    DashboardPage(study, facts, folder, Path(job.config.outputs)).refresh()
     log.info("%s", write_artifacts(folder, name, facts, records))
     best = ", best/" if (folder / "best" / PLAN_FILE).exists() else ""
     log.info("written to %s: trials.csv, front.json, report.html, run.json%s", folder, best)
@@ -164,7 +165,7 @@ def _run_trials(job: Job, progress: Progress, problem: Problem, study: Study, sa
         queue_closed_form(study, problem, settings)
     records, done = read_trials(study), finished(study.trials)
     log.info("study '%s': %d of %d trials finished", settings.name, done, settings.n_trials)
-    page = Shown(study, facts, job.folder, Path(job.config.outputs))
+    page = DashboardPage(study, facts, job.folder, Path(job.config.outputs))
     page.refresh()
     finalize_steps = job.config.finalize.steps * job.config.finalize.seeds
 

@@ -20,10 +20,10 @@ from rich.text import Text
 
 from ranksearch import progress
 from ranksearch.facts import StudyFacts
+from ranksearch.front import best_at, front
 from ranksearch.palette import SPEEDUP_TICKS
 from ranksearch.progress import Progress, RunState
-from ranksearch.records import front
-from ranksearch.review.plans import best_at, completed
+from ranksearch.review.plans import completed
 
 CHART = 12  # lines of it
 WIDEST = 100

@@ -31,12 +31,13 @@ from ranksearch.constraint import Constraint
 from ranksearch.cost import MacsCost
 from ranksearch.facts import StudyFacts
 from ranksearch.files import write_json
+from ranksearch.front import front
 from ranksearch.guided import GuidedSampler
 from ranksearch.image_sets import digits
 from ranksearch.locks import alone
 from ranksearch.models import cifar_resnet
 from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
-from ranksearch.records import TrialRecord, finished, front, read_trials
+from ranksearch.records import TrialRecord, finished, read_trials
 from ranksearch.rules import SpaceSettings
 from ranksearch.search import queue_closed_form, run_trials
 from ranksearch.storage import journal, rdb, sqlite

@@ -16,7 +16,7 @@ from ranksearch.guided import GuidedSampler
 from ranksearch.plan import LayerSpec
 from ranksearch.problem import Problem
 from ranksearch.records import TrialRecord, read_trials
-from ranksearch.review.dashboard import Shown
+from ranksearch.review.dashboard import DashboardPage
 from ranksearch.search import queue_closed_form, run_trials
 from ranksearch.study import StudySettings, open_study
 
@@ -72,12 +72,12 @@ def invented_facts(names: Iterable[str], fine_tune_steps: int = 0, trials: int =
 def search_small(problem: Problem, outputs: Path, storage: BaseStorage, trials: int = 4) -> Searched:
     """Search without any fine-tuning, as the command line does."""
     name = "small"
-    problem = replace(problem, fine_tuning=replace(problem.fine_tuning, steps=0))  # type: ignore[type-var]
+    problem = replace(problem, fine_tuning=replace(problem.fine_tuning, steps=0))
     study = open_study(name, storage, {"seed": 0})
     settings = StudySettings(name, trials, 2)
     facts = StudyFacts.of(problem, COMMAND, "resnet8", "digits", 1.5, trials)
     keep_facts(study, facts)
-    shown = Shown(study, facts, outputs / name, outputs)
+    shown = DashboardPage(study, facts, outputs / name, outputs)
     queue_closed_form(study, problem, settings)
     run_trials(
         study,

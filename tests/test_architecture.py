@@ -167,3 +167,11 @@ def test_nothing_that_could_hold_code_is_unpickled() -> None:
             if isinstance(node, ast.Call):
                 assert ast.unparse(node.func) not in ("pickle.load", "pickle.loads", "pickle.Unpickler"), file
         assert not names_imported(file) & {"dill", "cloudpickle", "joblib", "shelve", "marshal"}, file
+
+
+def test_every_exemption_has_its_reason_beside_it() -> None:
+    exempt = re.compile(r"#\s*(type: ignore|noqa|pragma|fmt: (?:skip|off))\b[^#\n]*(#.*)?$")
+    for file in PACKAGE.rglob("*.py"):
+        for line in file.read_text().splitlines():
+            found = exempt.search(line)
+            assert found is None or found[2], f"{file.name}: {line.strip()}"

@@ -49,7 +49,6 @@ def test_predicted_macs_are_the_measured_ones(name: str) -> None:
         assert count_macs(factorized_like(model, plan), shape) == cost.of(plan)
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @given(convolutions(9, 8, most=20), st.integers(9, 15), st.integers(8, 15), st.floats(0, 1))
 def test_predicted_macs_of_any_layer_by_any_scheme_are_the_measured_ones(
     layer: nn.Conv2d, height: int, width: int, share: float

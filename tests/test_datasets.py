@@ -68,7 +68,7 @@ def test_a_limit_spreads_over_the_split(splits: Splits) -> None:
 def test_impossible_splits_are_refused(wrong: dict[str, float]) -> None:
     settings = {"image_size": 8, "validation_share": 0.2, "test_share": 0.2, "split_seed": 0} | wrong
     with pytest.raises(UserError, match=next(iter(wrong))):
-        digits(**settings)  # type: ignore[arg-type]
+        digits(**settings)
 
 
 @given(st.integers(1, 6), st.sampled_from([(8, 8), (16, 8), (32, 24)]), st.integers(0, 2**16))
@@ -103,7 +103,7 @@ class Plain(Dataset[tuple[Any, Any]]):
         return length(self.examples)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.examples[index]  # type: ignore[no-any-return]
+        return self.examples[index]
 
 
 @pytest.mark.parametrize("size", [7, 64, 5000])

@@ -12,10 +12,10 @@ import torch
 
 from ranksearch.checkpoint import Checkpoint
 from ranksearch.finalize import Finalized, FinalizeSettings, finalize
+from ranksearch.front import FrontPoint
 from ranksearch.latency import MeasuredLatency
 from ranksearch.loading import load
 from ranksearch.problem import Problem
-from ranksearch.records import FrontPoint
 from ranksearch.training import evaluate
 from ranksearch.trial import evaluate_plan
 

@@ -30,7 +30,7 @@ def folders(tmp_path: Path) -> Path:
 
 def read(root: Path, **more: object) -> Splits:
     settings = {"image_size": 32, "validation_share": 0.2, "split_seed": 0, "workers": 0, "test": "val"} | more
-    return image_folder(str(root), **settings)  # type: ignore[arg-type]
+    return image_folder(str(root), **settings)
 
 
 def test_folders_keep_the_official_validation_set_for_the_test(folders: Path) -> None:
@@ -38,13 +38,13 @@ def test_folders_keep_the_official_validation_set_for_the_test(folders: Path) ->
     assert (length(splits.train), length(splits.validation), length(splits.test)) == (16, 4, 6)
     assert splits.input_shape == (3, 32, 32)
     assert splits.num_classes == 2
-    assert set(splits.train.indices).isdisjoint(splits.validation.indices)  # type: ignore[attr-defined]
+    assert set(splits.train.indices).isdisjoint(splits.validation.indices)
     assert length(read(folders, validation_images=3).validation) == 3
 
 
 def test_without_a_test_folder_a_share_of_the_training_folder_is_kept_for_it(folders: Path) -> None:
     splits = read(folders, test=None, test_share=0.25)
-    parts = [set(part.indices) for part in (splits.train, splits.validation, splits.test)]  # type: ignore[attr-defined]
+    parts = [set(part.indices) for part in (splits.train, splits.validation, splits.test)]
     assert [len(part) for part in parts] == [12, 3, 5]
     assert set.union(*parts) == set(range(20))
 

@@ -211,7 +211,7 @@ def test_the_speedup_by_the_clock_is_that_of_bursts_beside_each_other(monkeypatc
 
     def timed(calls: Sequence[Callable[[], object]], device: torch.device, repeats: int) -> list[list[float]]:
         seen.append(calls)
-        assert [call().shape for call in calls] == [(4, 10), (4, 10)]  # type: ignore[attr-defined]  # tensors
+        assert [call().shape for call in calls] == [(4, 10), (4, 10)]
         return [[4.0, 8.0, 2.0], [2.0, 4.0, 1.0]]  # a machine that slows both down at times
 
     monkeypatch.setattr(ranksearch.wall_clock, "time_calls", timed)

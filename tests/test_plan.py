@@ -127,7 +127,7 @@ def test_impossible_shapes_are_refused(wrong: dict[str, int]) -> None:
 )
 def test_layers_of_impossible_shapes_are_named(wrong: dict[str, int], said: str) -> None:
     with pytest.raises(PlanError, match=said):
-        LayerSpec(**{"name": "layer", "kind": "conv2d", "in_size": 6, "out_size": 4, "positions": 1, **wrong})  # type: ignore[arg-type]
+        LayerSpec(**{"name": "layer", "kind": "conv2d", "in_size": 6, "out_size": 4, "positions": 1, **wrong})
 
 
 @pytest.mark.parametrize(
@@ -143,4 +143,4 @@ def test_layers_of_impossible_shapes_are_named(wrong: dict[str, int], said: str)
 )
 def test_what_is_no_plan_is_named(layers: object, said: str) -> None:
     with pytest.raises(PlanError, match=said):
-        RankPlan.from_json(layers)  # type: ignore[arg-type]
+        RankPlan.from_json(layers)

@@ -69,7 +69,7 @@ class Noisy(TensorDataset):
 
 
 def test_calibration_repeats_whatever_was_drawn_before(splits: Splits, trained: nn.Module) -> None:
-    noisy = dataclasses.replace(splits, train=Noisy(*splits.train.tensors))  # type: ignore[attr-defined]
+    noisy = dataclasses.replace(splits, train=Noisy(*splits.train.tensors))
     space = described(trained, noisy)
     settings = CalibrationSettings(images=65, batch_size=64)
     first, second = (calibrate(trained, noisy, space, settings, 10**9, Recipe(0), 3, CPU) for _ in range(2))

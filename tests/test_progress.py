@@ -141,12 +141,12 @@ def test_in_a_terminal_the_view_takes_the_place_of_lines_about_trials(
     handlers = [logging.StreamHandler(terminal), logging.StreamHandler(file)]
     monkeypatch.setattr(root, "handlers", handlers)
     monkeypatch.setattr(root, "level", level)
-    root.manager._clear_cache()  # type: ignore[attr-defined]
+    root.manager._clear_cache()
     with watched(live) as progress:
         progress.trials(FACTS, [], 64, 0)
         progress.trial(record(0), [record(0)])
         logging.getLogger("ranksearch.tasks").info("something else")
-    root.manager._clear_cache()  # type: ignore[attr-defined]
+    root.manager._clear_cache()
     shown = terminal.getvalue()
     assert ("best at 2x 80.00%" in shown) == view
     assert ("trial 0 (1 of 40)" in shown) == line

@@ -100,7 +100,7 @@ def test_settings_out_of_range_are_refused() -> None:
         with pytest.raises(SettingError):
             make()
     with pytest.raises(SettingError, match="are no proxies"):
-        Mixture(["fisher"])  # type: ignore[list-item]  # as a config could say
+        Mixture(["fisher"])
 
 
 def test_the_closed_form_avoids_what_is_feared(problem: Problem) -> None:

@@ -71,4 +71,4 @@ def test_rungs_are_steps_of_the_fine_tuning() -> None:
 @pytest.mark.parametrize("wrong", [{"rungs": [1.0]}, {"rungs": [-0.1]}, {"lead": 1.5}, {"rivals": 0}])
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SettingError, match=f"{next(iter(wrong))}=.* out of range"):
-        PruningSettings(**wrong)  # type: ignore[arg-type]
+        PruningSettings(**wrong)

@@ -28,7 +28,7 @@ def loaded(code: str) -> set[str]:
 
 @pytest.mark.parametrize("package", [ranksearch, ranksearch.factorize])
 def test_every_public_name_is_there_and_documented(package: object) -> None:
-    names = package.__all__  # type: ignore[attr-defined]
+    names = package.__all__
     assert names == sorted(names)
     assert len(names) < 25
     for name in names:

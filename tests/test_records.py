@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ranksearch.front import hypervolume, undominated, volumes
 from ranksearch.plan import RankPlan
-from ranksearch.records import TrialRecord, hypervolume, undominated, volumes
+from ranksearch.records import TrialRecord
 from ranksearch.trial import TrialResult
 
 points = st.lists(st.tuples(st.integers(1, 10), st.integers(0, 10)), max_size=12)

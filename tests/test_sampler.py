@@ -24,7 +24,7 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 }
 pytestmark = [
     pytest.mark.parametrize("name", SAMPLERS),
-    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),  # TPE's multivariate
 ]
 
 

@@ -19,10 +19,11 @@ from torch import nn
 from ranksearch import search
 from ranksearch.closed_form import closed_form_budgets
 from ranksearch.errors import UserError
+from ranksearch.front import front
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.pruning import PruningSettings
-from ranksearch.records import TrialRecord, finished, front, read_trials
+from ranksearch.records import TrialRecord, finished, read_trials
 from ranksearch.search import closed_form_plans, run_trials
 from ranksearch.storage import sqlite
 from ranksearch.study import OBJECTIVES, StudySettings, open_study

@@ -46,7 +46,7 @@ def test_what_breaks_a_trial_fails_it_and_no_other(
         calls.append(args)
         if len(calls) == 2:
             raise error
-        return evaluate_plan(*args)  # type: ignore[arg-type]
+        return evaluate_plan(*args)
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     monkeypatch.setattr(search, "evaluate_plan", sometimes)
@@ -64,7 +64,7 @@ def test_an_interrupted_trial_is_not_counted_and_its_plan_comes_first_again(
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return evaluate_plan(*args)  # type: ignore[arg-type]
+        return evaluate_plan(*args)
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = open_study("s", InMemoryStorage(), SETTINGS)
@@ -119,7 +119,7 @@ def test_a_server_that_is_away_in_the_middle_of_a_trial_costs_no_trial(
         if len(calls) == 2:
             away()
             later.start()
-        return evaluate_plan(*args)  # type: ignore[arg-type]
+        return evaluate_plan(*args)
 
     monkeypatch.setattr(search, "evaluate_plan", interrupted)
     storage = rdb(server.create(), heartbeat_seconds=1)
@@ -139,7 +139,7 @@ def test_a_trial_that_a_lost_connection_ends_is_tried_again(problem: Problem, mo
         if len(calls) == 2:
             lost = OperationalError("SELECT", {}, Exception("terminating connection"), connection_invalidated=True)
             raise StorageInternalError from lost
-        return evaluate_plan(*args)  # type: ignore[arg-type]
+        return evaluate_plan(*args)
 
     monkeypatch.setattr(search, "evaluate_plan", cut_off)
     study = start(problem, 3)

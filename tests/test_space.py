@@ -32,7 +32,7 @@ COST = NetworkCost(MacsCost(), sum(spec.dense_macs for spec in SPECS) + 1000, {s
 
 
 def space(**settings: object) -> SearchSpace:
-    return build_space(SpaceSettings(**settings), PROFILE, COST)  # type: ignore[arg-type]
+    return build_space(SpaceSettings(**settings), PROFILE, COST)
 
 
 def searched(**settings: object) -> list[str]:
@@ -107,7 +107,7 @@ def test_a_rule_that_matches_nothing_names_the_closest_layers(match: str) -> Non
 @pytest.mark.parametrize("wrong", [{"low": 0}, {"low": -3}, {"high": 1.5}, {"step": 0.0}, {"keep": "sparse"}])
 def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match=str(next(iter(wrong.values())))):
-        Rule("layer1.*", **wrong)  # type: ignore[arg-type]
+        Rule("layer1.*", **wrong)
 
 
 def test_a_low_above_break_even_names_layer_value_and_limit() -> None:

@@ -22,9 +22,9 @@ from servers import STORAGES, Server
 from ranksearch.errors import UserError
 from ranksearch.records import CLOSED_FORM
 from ranksearch.storage import failures_told, holds_password, journal, rdb, sqlite
-from ranksearch.storage.database import Database
-from ranksearch.storage.journal import Journal
-from ranksearch.storage.stale import RETRIES, Watch, wait_for_others
+from ranksearch.storage.database_storage import Database
+from ranksearch.storage.journal_storage import Journal
+from ranksearch.storage.stale import RETRIES, SignsOfLife, wait_for_others
 from ranksearch.study import open_study
 
 DISTRIBUTIONS = {"layer": optuna.distributions.IntDistribution(1, 100)}
@@ -186,7 +186,7 @@ def test_a_trial_that_gives_signs_of_life_is_left_alone(opener: Opener) -> None:
 
 
 def test_silence_is_measured_by_ones_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, watch = 0.0, Watch()
+    now, watch = 0.0, SignsOfLife()
     monkeypatch.setattr("ranksearch.storage.stale.time.monotonic", lambda: now)
     assert watch.silent({1: "a", 2: None}, seconds=2) == []
     now = 1.5

@@ -78,7 +78,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(splits: Splits) -> None:
 )
 def test_settings_out_of_range_are_refused(key: str, value: float) -> None:
     with pytest.raises(SettingError, match=f"{key}={value}"):
-        Recipe(**({"steps": 1} | {key: value}))  # type: ignore[arg-type]
+        Recipe(**({"steps": 1} | {key: value}))
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(splits: Splits, trained: nn.Module) -> None:

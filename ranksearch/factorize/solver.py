@@ -67,10 +67,10 @@ def _apply(x: Tensor, first: Tensor, second: Tensor | None, bias: Tensor | None)
 
 @torch.no_grad()
 def factorize_matrix(
-    X: Tensor,  # noqa: N803  # the names that users of Composer know
-    Y: Tensor,  # noqa: N803
-    Wa: Tensor,  # noqa: N803
-    Wb: Tensor | None = None,  # noqa: N803
+    X: Tensor,
+    Y: Tensor,
+    Wa: Tensor,
+    Wb: Tensor | None = None,
     bias: Tensor | None = None,
     rank: float = 0.25,
     n_iters: int = 3,
@@ -131,12 +131,12 @@ def factorize_matrix(
 
 @torch.no_grad()
 def factorize_conv2d(
-    X: Tensor,  # noqa: N803  # the names that users of Composer know
-    Wa: Tensor,  # noqa: N803
-    Wb: Tensor | None = None,  # noqa: N803
+    X: Tensor,
+    Wa: Tensor,
+    Wb: Tensor | None = None,
     rank: float = 0.25,
-    biasA: Tensor | None = None,  # noqa: N803
-    biasB: Tensor | None = None,  # noqa: N803
+    biasA: Tensor | None = None,
+    biasB: Tensor | None = None,
     n_iters: int = 3,
     **conv2d_kwargs: Any,
 ) -> LowRankSolution:
@@ -186,14 +186,14 @@ def factorize_conv2d(
     dense = nn.Conv2d(X.shape[1], len(weight), weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]  # a size is a tuple
     dense.weight = nn.Parameter(weight, requires_grad=False)
     dense.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-    X = X.to(weight)  # noqa: N806
+    X = X.to(weight)
     try:
         statistics = collect_statistics(dense, [X], [""], ["full"])[""]
     except RuntimeError as error:
         reason = first_line(error)
         raise DataError(f"X {list(X.shape)} cannot go through the kernel ({reason}): give larger images") from None
     factors = decompose_fully(dense, statistics).factors(dense, size)
-    first = nn.Conv2d(X.shape[1], size, weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]
+    first = nn.Conv2d(X.shape[1], size, weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]  # the same
     first.weight = nn.Parameter(factors.down, requires_grad=False)
     found = nn.functional.conv2d(first(X), factors.up, factors.bias, groups=groups)
     nmse = truncation_error(as_rows(dense(X), dense), as_rows(found, dense))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ranksearch.cost import scale_of
+from ranksearch.front import hypervolume
 from ranksearch.pictures import draw_fronts, write_picture
-from ranksearch.records import hypervolume
 from ranksearch.review.figures import fronts_figure
 from ranksearch.review.page import write_page
 from ranksearch.review.plans import SPEEDUPS

@@ -44,7 +44,7 @@ def artifact_store(outputs: Path) -> FileSystemArtifactStore:
     return FileSystemArtifactStore(folder)
 
 
-class Shown:
+class DashboardPage:
     """A study's page in the dashboard, kept up to date at a bounded cost.
 
     A refresh costs time and, in a journal, room. So there is one only once the time since the last is a hundred times

@@ -9,11 +9,12 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ranksearch.facts import StudyFacts, macs_under
+from ranksearch.front import front
 from ranksearch.importance import by_stage as sums_by_stage
 from ranksearch.importance import importance
 from ranksearch.palette import BLUE, GREEN, GREY, ORANGE, SEVERAL, SKY, SPEEDUP_TICKS
 from ranksearch.plan import DENSE, LayerSpec
-from ranksearch.records import TrialRecord, front
+from ranksearch.records import TrialRecord
 from ranksearch.review.plans import by_speedup, by_stage, completed, short
 
 # Pixels of a layer's row.

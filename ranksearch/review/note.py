@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ranksearch.facts import StudyFacts
-from ranksearch.records import TrialRecord, front
+from ranksearch.front import front, spread_over
+from ranksearch.records import TrialRecord
 from ranksearch.review.plans import after, by_scheme
 from ranksearch.summary import cost_names, costs_said
 
@@ -46,9 +47,7 @@ def write_note(facts: StudyFacts, records: Sequence[TrialRecord], report: Path) 
     else:
         head = ("trial", *cost_names(facts), "before", "after", "layers by scheme")
         lines += [_row(head), _row(["---"] * len(head))]
-        count = min(ROWS, len(points))
-        for index in range(count):
-            point = points[round(index * (len(points) - 1) / max(count - 1, 1))]
+        for point in spread_over(points, ROWS):
             result = point.result
             accuracies = (f"{result.accuracy_before:.2%}", f"{result.accuracy:.2%}")
             lines.append(_row((str(point.number), *costs_said(facts, result), *accuracies, by_scheme(result.plan))))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ranksearch.facts import StudyFacts
 from ranksearch.plan import DENSE, SCHEMES, LayerChoice, RankPlan
-from ranksearch.records import FrontPoint, TrialRecord
+from ranksearch.records import TrialRecord
 from ranksearch.trial import TrialResult
 
 # At which studies are told apart.
@@ -46,9 +46,3 @@ def completed(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, TrialRe
 def by_speedup(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, TrialResult]]:
     """The same by rising speedup; of equals, the first trial first."""
     return sorted(completed(records), key=lambda pair: -pair[1].cost)
-
-
-def best_at(points: Sequence[FrontPoint], speedup: float) -> FrontPoint | None:
-    """The most accurate point of a front that is at least so fast."""
-    fast = [point for point in points if point.result.speedup >= speedup]
-    return max(fast, key=lambda point: point.result.accuracy, default=None)

@@ -11,9 +11,10 @@ from typing import Any
 from ranksearch.device import in_words
 from ranksearch.facts import StudyFacts, macs_under
 from ranksearch.finalized import Finalized
+from ranksearch.front import FrontPoint, best_at, front, volumes
 from ranksearch.palette import SCHEME_COLORS
 from ranksearch.plan import SCHEMES
-from ranksearch.records import FrontPoint, TrialRecord, front, volumes
+from ranksearch.records import TrialRecord
 from ranksearch.review.figures import (
     fine_tuning_figure,
     front_figure,
@@ -23,7 +24,7 @@ from ranksearch.review.figures import (
     layers_figure,
 )
 from ranksearch.review.page import write_page
-from ranksearch.review.plans import SPEEDUPS, after, best_at, by_scheme, by_speedup, completed
+from ranksearch.review.plans import SPEEDUPS, after, by_scheme, by_speedup, completed
 from ranksearch.summary import cost_names, costs_said
 from ranksearch.trial import TrialResult
 

@@ -14,8 +14,8 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 
 from ranksearch.errors import SettingError, UserError, first_line, is_full_disk
 from ranksearch.locks import alone
-from ranksearch.storage.database import Database, open_database
-from ranksearch.storage.journal import Journal
+from ranksearch.storage.database_storage import Database, open_database
+from ranksearch.storage.journal_storage import Journal
 
 # By driver, when a server that has vanished without a word counts as gone: after two minutes, longer than a lock is
 # waited for, and than most pauses of a network. All in seconds but for tcp_user_timeout, in milliseconds.

@@ -25,7 +25,7 @@ RETRY = "retry"
 KEPT = (CLOSED_FORM, COST)
 
 
-class Watch:
+class SignsOfLife:
     """Signs of life as this process sees them, by its own clock alone: machines may disagree on the time."""
 
     def __init__(self) -> None:

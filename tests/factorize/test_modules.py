@@ -92,7 +92,6 @@ def test_a_factorized_layer_gains_by_any_smaller_size_and_other_modules_by_none(
 
 
 @given(convolutions(40, 40, PLANES, most=20), st.sampled_from(SCHEMES))
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of torch, which then copies the input
 def test_what_gains_has_fewer_macs_on_large_maps(layer: nn.Conv2d, scheme: str) -> None:
     shape, dense = (layer.in_channels, 400, 400), nn.Sequential(layer.float()).to("meta")
     before, groups = count_macs(dense, shape), layer.groups
@@ -162,7 +161,6 @@ def made(layer: nn.Module, size: int, scheme: str, **how: torch.Tensor) -> Facto
 every_layer_by_every_scheme = pytest.mark.parametrize(
     ("layer", "scheme"), [(layer, scheme) for layer in LAYERS for scheme in describe(layer).schemes], ids=str
 )
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
 @every_layer_by_every_scheme
@@ -280,7 +278,7 @@ def test_grouped_ranks_are_refused_unless_whole() -> None:
 )
 def test_inputs_and_layers_that_do_not_fit_are_refused(layer: nn.Module, x: torch.Tensor, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        FactorizedConv2d.from_conv2d(layer, 2, input=x)  # type: ignore[arg-type]
+        FactorizedConv2d.from_conv2d(layer, 2, input=x)
 
 
 def test_a_solution_that_does_not_fit_changes_nothing() -> None:

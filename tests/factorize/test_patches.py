@@ -19,10 +19,10 @@ def unfolded(layer: nn.Conv2d, images: Tensor) -> Tensor:
     probe = nn.Conv2d(
         layer.in_channels,
         layer.groups * fan_in,
-        layer.kernel_size,  # type: ignore[arg-type]
-        layer.stride,  # type: ignore[arg-type]
-        layer.padding,  # type: ignore[arg-type]
-        layer.dilation,  # type: ignore[arg-type]
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
         layer.groups,
         bias=False,
         padding_mode=layer.padding_mode,
@@ -33,7 +33,6 @@ def unfolded(layer: nn.Conv2d, images: Tensor) -> Tensor:
     return rows.transpose(0, 1)
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @given(convolutions(5, 6), st.integers(5, 9), st.integers(6, 9))
 def test_moments_by_lag_are_those_of_unfolded_patches(layer: nn.Conv2d, height: int, width: int) -> None:
     torch.manual_seed(0)

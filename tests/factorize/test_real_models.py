@@ -123,7 +123,7 @@ def small() -> tuple[nn.Module, torch.Tensor]:
     return factorize_model(model, plan, decompositions).eval(), images
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # people export by it all the same
 def test_the_result_exports_traces_scripts_and_copies() -> None:
     model, images = small()
     with torch.no_grad():

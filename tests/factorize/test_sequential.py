@@ -23,8 +23,6 @@ from ranksearch.factorize.solver import truncation_error
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.problem import Problem
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_layer_makes_good_what_the_layers_before_it_lost(name: str) -> None:

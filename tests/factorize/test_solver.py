@@ -77,8 +77,8 @@ def test_a_convolution_solution_is_what_it_says(settings: dict[str, object], bia
     solution = factorize_conv2d(X, Wa, rank=4, biasA=bias, **settings)
     assert solution.rank == 4
     assert solution.Wb is not None
-    exact = F.conv2d(X, Wa, bias, **settings)  # type: ignore[arg-type]
-    found = F.conv2d(F.conv2d(X, solution.Wa, **settings), solution.Wb, solution.bias, groups=groups)  # type: ignore[arg-type]
+    exact = F.conv2d(X, Wa, bias, **settings)
+    found = F.conv2d(F.conv2d(X, solution.Wa, **settings), solution.Wb, solution.bias, groups=groups)
     assert solution.nmse == pytest.approx(truncation_error(exact, found, axis=1), rel=1e-6)
     again = factorize_conv2d(X, solution.Wa, solution.Wb, 2, None, solution.bias, **settings)
     assert again.rank == 2
@@ -103,7 +103,7 @@ BAD = [
 @pytest.mark.parametrize(("wrong", "said"), BAD)
 def test_matrices_that_do_not_fit_are_refused(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        factorize_matrix(**({"X": X, "Y": Y, "Wa": WA} | wrong))  # type: ignore[arg-type]
+        factorize_matrix(**({"X": X, "Y": Y, "Wa": WA} | wrong))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_matrices_that_do_not_fit_are_refused(wrong: dict[str, object], said: st
 )
 def test_convolutions_that_do_not_fit_are_refused(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        factorize_conv2d(**({"X": torch.randn(2, 4, 6, 6), "Wa": torch.randn(8, 4, 3, 3)} | wrong))  # type: ignore[arg-type]
+        factorize_conv2d(**({"X": torch.randn(2, 4, 6, 6), "Wa": torch.randn(8, 4, 3, 3)} | wrong))
 
 
 def test_biases_of_both_factors_are_kept_together() -> None:

@@ -21,7 +21,6 @@ from ranksearch.factorize.split import FEW_RANKS, LEAST_RIDGE, SplitDecompositio
 from ranksearch.plan import FIRST_AXES, SCHEMES
 
 SPLITS = SCHEMES[1:]
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
 HEIGHT, WIDTH = 10, 9

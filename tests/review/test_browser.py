@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from studies import Searched
 
 from ranksearch.artifacts import front_content, write_artifacts
-from ranksearch.records import front
+from ranksearch.front import front
 from ranksearch.review.comparison import write_comparison
 from ranksearch.review.serving import DashboardSettings, dashboard
 
@@ -64,7 +64,7 @@ class Watched:
 
 
 def watched(browser: Browser, width: int = 1200, scheme: str = "light") -> Watched:
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.set_default_timeout(30_000)
     return Watched(page)
 

@@ -20,10 +20,10 @@ from servers import Server
 from studies import Searched, search_small
 
 from ranksearch.errors import SettingError
+from ranksearch.front import front
 from ranksearch.problem import Problem
-from ranksearch.records import front
 from ranksearch.review import dashboard as page
-from ranksearch.review.dashboard import FIGURES, Shown, artifact_store
+from ranksearch.review.dashboard import FIGURES, DashboardPage, artifact_store
 from ranksearch.review.serving import DashboardSettings, dashboard
 from ranksearch.storage import journal, rdb
 
@@ -41,7 +41,7 @@ def test_the_note_says_what_is_looked_for_and_what_was_found(searched: Searched)
 def test_what_a_person_writes_above_the_heading_stays(searched: Searched) -> None:
     study = searched.study
     save_note(study, "Mine.\n\n" + get_note(study).replace("**Goal:**", "changed below"))
-    Shown(study, searched.facts, searched.folder, searched.outputs).refresh()
+    DashboardPage(study, searched.facts, searched.folder, searched.outputs).refresh()
     note = get_note(study)
     assert note.startswith("Mine.\n\n## ranksearch")
     assert note.count("## ranksearch") == 1
@@ -52,7 +52,7 @@ def test_what_a_person_writes_above_the_heading_stays(searched: Searched) -> Non
 def test_a_page_that_says_all_there_is_is_not_written_again(searched: Searched) -> None:
     study = searched.study
     before = study._storage.get_study_system_attrs(study._study_id)
-    Shown(study, searched.facts, searched.folder, searched.outputs).refresh()
+    DashboardPage(study, searched.facts, searched.folder, searched.outputs).refresh()
     assert study._storage.get_study_system_attrs(study._study_id) == before
 
 
@@ -75,7 +75,7 @@ def test_figures_are_kept_under_the_same_ids_however_often_they_are_drawn(search
     study = searched.study
     for _ in range(2):
         save_note(study, "")  # so that there is something to say
-        Shown(study, searched.facts, searched.folder, searched.outputs).refresh()
+        DashboardPage(study, searched.facts, searched.folder, searched.outputs).refresh()
         attributes = study._storage.get_study_system_attrs(study._study_id)
         known = {key.split(":")[2] for key in attributes if key.startswith("dashboard:plot_data:")}
         assert known == set(FIGURES)
@@ -94,7 +94,7 @@ def test_pages_are_refreshed_at_a_bounded_cost(searched: Searched, monkeypatch: 
     monkeypatch.setattr(page, "FIGURES", {})
     monkeypatch.setattr("ranksearch.review.dashboard.time.perf_counter", lambda: clock[0])
     many = [replace(searched.records[0], number=number) for number in range(400)]
-    shown = Shown(searched.study, searched.facts, searched.folder, searched.outputs)
+    shown = DashboardPage(searched.study, searched.facts, searched.folder, searched.outputs)
     for count in range(1, 401):
         clock[0] += 100.0
         shown.refresh_if_due(many[:count])
@@ -159,6 +159,6 @@ def test_every_storage_serves(
 
 def test_a_study_has_a_page_before_its_first_trial(searched: Searched) -> None:
     study = optuna.create_study(directions=["maximize", "minimize"], study_name="new", storage=InMemoryStorage())
-    Shown(study, searched.facts, searched.folder, searched.outputs).refresh()
+    DashboardPage(study, searched.facts, searched.folder, searched.outputs).refresh()
     assert "No trial has completed yet" in get_note(study)
     assert searched.facts.command in get_note(study)

@@ -15,9 +15,10 @@ from studies import Searched
 
 from ranksearch.artifacts import front_content, write_artifacts
 from ranksearch.facts import macs_under
+from ranksearch.front import front
 from ranksearch.pictures import draw_fronts, write_picture
 from ranksearch.plan import SCHEMES
-from ranksearch.records import TrialRecord, front
+from ranksearch.records import TrialRecord
 from ranksearch.review.comparison import comparison_rows, write_comparison
 from ranksearch.review.figures import front_figure, heat_map
 from ranksearch.review.report import write_report

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from ranksearch.storage.reading import Parameters, read_trials
-from ranksearch.storage.stale import Watch, take_up_again
+from ranksearch.storage.stale import SignsOfLife, take_up_again
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Database(RDBStorage):
                 heartbeat_interval=heartbeat_seconds,
                 heartbeat_stale_trial_callback=take_up_again,
             )
-        self._watch = Watch()
+        self._watch = SignsOfLife()
         self._plans: dict[
             int, Parameters
         ] = {}  # parameters and their distributions, of trials that get no more of them

@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from ranksearch.storage.stale import Watch, take_up_again
+from ranksearch.storage.stale import SignsOfLife, take_up_again
 
 HEARTBEAT = "heartbeat"
 
@@ -35,7 +35,7 @@ class Journal(JournalStorage, BaseHeartbeat):
     def __init__(self, path: Path, heartbeat_seconds: int) -> None:
         super().__init__(_JournalFile(path))
         self._heartbeat_seconds = heartbeat_seconds
-        self._beats, self._watch = count(), Watch()
+        self._beats, self._watch = count(), SignsOfLife()
 
     def record_heartbeat(self, trial_id: int) -> None:
         """Give a sign of life."""
