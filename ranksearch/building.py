@@ -31,7 +31,17 @@ log = logging.getLogger(__name__)
 
 
 def build(group: str, settings: Any, kind: type[Any] | tuple[type[Any], ...], **extra: Any) -> Any:
-    """Call the ``_target_`` of a group, and see that it gives what the group is for, the first of several kinds."""
+    """Call the ``_target_`` of a group, and see that it gives what the group is for.
+
+    Args:
+        group: its name, for errors.
+        settings: ``_target_`` and its arguments, plain values.
+        kind: what it must give, one of several if there are several; errors name the first.
+        **extra: further arguments.
+
+    Raises:
+        UserError: there is no such callable, it refuses its arguments or fails, or it gives something else.
+    """
     if not isinstance(settings, Mapping) or "_target_" not in settings:
         raise UserError(f"{group} has no _target_: give it the dotted name of the callable that builds it")
     target = settings["_target_"]

@@ -23,7 +23,9 @@ from ranksearch.errors import PlanError
 from ranksearch.plan import SCHEMES, RankPlan
 from ranksearch.space import Errors, SearchSpace
 
+# Schemes that a proposal is restricted to, for what an equal error harms differs between them.
 SUBSETS = (SCHEMES, ("full", "vertical", "horizontal"), ("full", "pointwise"), ("full",))
+# Of the errors that are added up: squares weigh the layers that lose most.
 EXPONENTS = (1.0, 2.0)
 # Images that layers are solved on for a comparison: a quarter of a trial's, which ranks plans as well.
 COMPARED_ON = 64

@@ -32,7 +32,16 @@ class CostModel(Protocol):
         ...
 
     def at_rank(self, spec: LayerSpec, rank: int, scheme: str) -> int:
-        """A layer's cost once it is factorized by a scheme."""
+        """A layer's cost once it is factorized.
+
+        Args:
+            spec: the layer.
+            rank: 1 or more, at most the scheme's break-even rank.
+            scheme: one that the layer can have.
+
+        Returns:
+            In ``unit``.
+        """
         ...
 
 

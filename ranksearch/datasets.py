@@ -84,7 +84,18 @@ def batches(
 
 
 def draw(examples: Examples, count: int, device: torch.device, seed: int, workers: int = 0) -> Tensor:
-    """Inputs spread evenly over a split, `[count, ...]` or all there are, in an order drawn by the seed."""
+    """Inputs spread evenly over a split, in an order drawn by the seed.
+
+    Args:
+        examples: the split.
+        count: how many; all, where there are fewer.
+        device: where they go.
+        seed: of the order.
+        workers: processes that prepare them.
+
+    Returns:
+        `[count, C, H, W]`, channels last in memory, or `[count, ...]` for inputs of other axes.
+    """
     found = torch.cat([inputs for inputs, _ in batches(examples, 64, device, workers, limit=count)])
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).to(device)
     shuffled = found[order]
@@ -103,6 +114,17 @@ def endless_batches(
 
     The same seed gives the same batches, random crops and all, with however many workers. A last batch that is not
     full is left out, unless it is the only one.
+
+    Args:
+        examples: the split.
+        size: of a batch.
+        device: where they go.
+        seed: of the order and of what is random in the images.
+        workers: processes that prepare them.
+        augment: changes the images of a batch at random.
+
+    Yields:
+        Inputs `[size, C, H, W]` and labels `[size]`.
     """
     generator, draws = (torch.Generator().manual_seed(seed) for _ in range(2))
     order = RandomSampler(cast(Sized, examples), generator=generator)

@@ -50,7 +50,13 @@ class Options:
 
     @staticmethod
     def of(space: SearchSpace, errors: Errors, budget: int) -> Options:
-        """Price every option of a space; the errors are those that the closed form expects."""
+        """Price every option of a space.
+
+        Args:
+            space: what a plan may choose.
+            errors: layer name -> scheme -> the expected error at rank 0, 1, ...
+            budget: highest cost of the network.
+        """
         table = OptionTable.of(space.options(errors))
         schemes = np.zeros((*table.costs.shape, len(SCHEMES)))
         readers = []

@@ -59,7 +59,16 @@ class StudyFacts:
 
     @staticmethod
     def of(problem: Problem, command: str, model: str, dataset: str, speedup: float, trials: int) -> StudyFacts:
-        """Take them from a problem."""
+        """Take them from a problem.
+
+        Args:
+            problem: that is searched.
+            command: that starts the search again.
+            model: name of it.
+            dataset: name of it.
+            speedup: that is asked for.
+            trials: that are asked for, in total.
+        """
         return StudyFacts(
             command=command,
             model=model,

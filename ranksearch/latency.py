@@ -40,6 +40,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SHARES = (0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
 # Ranks above this are timed at whole blocks, as they are searched: hardware is slower in between.
 BLOCK = 8
+# Spread of the timings beyond which the log warns.
 NOISY = 0.1
 # What lies beyond these says more of the machine than of the network.
 LEAST_GAINED, MOST_GAINED = 0.5, 1.5
@@ -269,7 +270,7 @@ def fit_gains(known: Sequence[tuple[float, float]], seen: Sequence[float]) -> tu
 
 
 def with_any_weights(model: nn.Module) -> nn.Module:
-    """The model itself, its weights set: what stands in new memory may compute slowly."""
+    """Overwrite all parameters of a model, in place, and give it back: what stands in new memory may compute slowly."""
     for parameter in model.parameters():
         nn.init.constant_(parameter, 0.01)
     return model

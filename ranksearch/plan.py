@@ -200,7 +200,12 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What a plan decides for one factorized layer."""
+    """What a plan decides for one factorized layer.
+
+    Attributes:
+        latent_size: an int of at least 1.
+        scheme: one of `SCHEMES`.
+    """
 
     latent_size: int
     scheme: str = "full"

@@ -107,6 +107,13 @@ def describe_space(
 ) -> SearchSpace:
     """See that the model runs on the data, find its layers, price them and apply the rules; nothing is trained.
 
+    Args:
+        model: the dense network, in eval mode, on ``device``; is not touched.
+        splits: the data.
+        settings: the rules.
+        cost_model: that counts, or that is measured first.
+        device: where it runs.
+
     Raises:
         UserError: the model cannot run on the images, or the rules do not fit it.
     """

@@ -18,6 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+# How often both factors are improved by turns, after the start.
 TURNS = 2
 
 

@@ -206,7 +206,13 @@ class FactorizedLayer(nn.Module):
 
 
 def fill(factor: Layer, weight: Tensor, bias: Tensor | None) -> None:
-    """Give a factor its weights, and the sizes that go with them."""
+    """Give a factor its weights, and the sizes that go with them.
+
+    Args:
+        factor: is changed in place.
+        weight: of its shape but for the latent size, which it may change.
+        bias: of as many numbers as outputs, or None.
+    """
     parameter = factor.weight
     new = weight.to(parameter)
     if parameter.is_meta or parameter.shape == new.shape:

@@ -11,6 +11,9 @@ from torch import Tensor
 from ranksearch.errors import DataError
 from ranksearch.factorize.statistics import Layer
 
+# Of a direction of outputs, as a share of their mean; below it the inverse root would lift noise.
+LEAST_SENSITIVITY = 1e-4
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -67,7 +70,18 @@ def grouped_weight(layer: Layer, groups: int) -> Tensor:
 
 
 def square_roots(sensitivity: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The square root of each group's matrix and its inverse, with a floor below which directions count alike."""
+    """The square root of each group's matrix and its inverse, with a floor below which directions count alike.
+
+    Args:
+        sensitivity: `[groups, out / groups, out / groups]`, symmetric.
+        weight: that it should fit, `[groups, out / groups, fan_in]`.
+
+    Returns:
+        Both of the sensitivity's shape, of mean eigenvalue about 1, in float64 on the CPU.
+
+    Raises:
+        DataError: the sensitivity is of another shape or not finite.
+    """
     groups, out = weight.shape[:2]
     if sensitivity.shape != (groups, out, out) or not bool(torch.isfinite(sensitivity).all()):
         raise DataError(
@@ -78,5 +92,5 @@ def square_roots(sensitivity: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     # Of mean 1, for errors are shares and the factors should stay of one size.
     mean = values.clamp_min(0).mean()
     values = values.clamp_min(0) / mean if mean > 0 else torch.ones_like(values)
-    roots = (values + 1e-4).sqrt()
+    roots = (values + LEAST_SENSITIVITY).sqrt()
     return vectors * roots[:, None, :] @ vectors.mT, vectors / roots[:, None, :] @ vectors.mT

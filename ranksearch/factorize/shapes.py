@@ -24,7 +24,14 @@ def pair(kernel_size: KernelSize) -> tuple[int, int]:
 def describe(
     layer: Layer, name: str | None = None, positions: int = 1, latent_positions: Mapping[str, int] | None = None
 ) -> LayerSpec:
-    """The shape of a layer; without sizes of its maps, for one position on each."""
+    """The shape of a layer; without sizes of its maps, for one position on each.
+
+    Args:
+        layer: a convolution or a linear layer.
+        name: of it in the model; None for that of its type.
+        positions: outputs for one example.
+        latent_positions: scheme -> positions of the map between the two factors.
+    """
     said = type(layer).__name__ if name is None else name
     if isinstance(layer, nn.Linear):
         return LayerSpec(said, "linear", layer.in_features, layer.out_features, positions)

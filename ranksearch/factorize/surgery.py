@@ -237,6 +237,13 @@ def set_factors(
 ) -> None:
     """Give the twin of a layer its factors.
 
+    Args:
+        layer: the dense one.
+        twin: the factorized one, of the choice's shape; is set in place.
+        name: of both.
+        choice: scheme and latent size.
+        decompositions: layer name -> scheme -> decomposition.
+
     Raises:
         PlanError: the layer was not calibrated for its scheme.
     """
