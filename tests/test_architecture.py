@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -125,14 +123,6 @@ def test_the_picture_names_modules_that_there_are() -> None:
 def test_outside_packages_are_imported_in_their_homes_only(package: str) -> None:
     users = {room for room, names in imports().items() if any(name.split(".")[0] == package for name in names)}
     assert users <= HOMES[package]
-
-
-@pytest.mark.parametrize("module", ["ranksearch", "ranksearch.factorize"])
-def test_the_library_needs_torch_only(module: str) -> None:
-    heavy = {"hydra", "matplotlib", "omegaconf", "optuna", "plotly", "rich", "sklearn", "torchvision"}
-    code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
 
 
 def test_no_file_outgrows_its_idea() -> None:

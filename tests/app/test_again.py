@@ -8,18 +8,15 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
 from conftest import ROOT
-from hydra.core.global_hydra import GlobalHydra
-from runs import SMALL, STUDY, Ran, call, command, environment, scores
+from runs import STUDY, Ran, call, command, environment, scores
 
 import ranksearch
 import ranksearch.artifacts
-from ranksearch.app import main
 from ranksearch.problem import Problem
 
 
@@ -86,21 +83,14 @@ def test_ctrl_c_keeps_what_finished_and_says_how_to_go_on(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("where", ["write_report", pytest.param("write_trials", marks=pytest.mark.slow)])
-def test_a_full_disk_loses_nothing_that_finished(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_loses_nothing_that_finished(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["ranksearch", *SMALL])
     monkeypatch.setattr(ranksearch.artifacts, where, full)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    GlobalHydra.instance().clear()
-    assert ended.value.code == 2
-    assert capfd.readouterr().err.splitlines()[-1] == (
+    done = call(tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
         "ranksearch: the disk of outputs is full, what finished is kept: make room and run this again"
     )
     monkeypatch.undo()

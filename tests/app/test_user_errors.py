@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from runs import call, scores
-
-from ranksearch.app import main
 
 BAD = {
     "model=resnet5": r"model=resnet5 does not exist: use one of .*resnet18, resnet20",
@@ -107,18 +103,11 @@ FORM = r"ranksearch: (?![A-Z][a-z]+ )[^\n]+: [^\n]+(?<!\w\.)"
 
 
 @pytest.mark.parametrize("wrong", BAD)
-def test_bad_input_ends_with_2_one_line_and_nothing_written(
-    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    words = [wrong] if "[" in wrong else wrong.split()
-    monkeypatch.setattr(sys, "argv", ["ranksearch", *words])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit) as ended:
-        main()
-    GlobalHydra.instance().clear()
-    said = capfd.readouterr().err.strip()
-    assert ended.value.code == 2
+def test_bad_input_ends_with_2_one_line_and_nothing_written(wrong: str, tmp_path: Path) -> None:
+    done = call(tmp_path, *([wrong] if "[" in wrong else wrong.split()), small=[])
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout
+    said = done.stderr.strip()
     assert re.fullmatch(rf"ranksearch: [^\n]*{BAD[wrong]}[^\n]*", said)
     assert re.fullmatch(FORM, said)
     assert list(tmp_path.iterdir()) == []
