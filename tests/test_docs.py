@@ -18,7 +18,7 @@ import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from optuna.samplers import BaseSampler
-from runs import BRIEF, STUDY, call
+from runs import BRIEF, Ran, call
 from sklearn.datasets import load_digits
 
 import ranksearch
@@ -78,8 +78,8 @@ def test_commands_compose(words: list[str], tmp_path: Path) -> None:
 
 
 def test_every_line_for_a_shell_is_one_that_is_tested() -> None:
-    lines = [line for text in TEXTS.values() for block in re.findall(r"```bash\n(.*?)```", text, re.S)
-             for line in block.splitlines() if line]  # fmt: skip
+    blocks = [block for text in TEXTS.values() for block in re.findall(r"```bash\n(.*?)```", text, re.S)]
+    lines = [line for block in blocks for line in block.splitlines() if line]
     others = [line for line in lines if "python -m ranksearch" not in line]
     assert not [line for line in others if line.split()[0] not in SHELL]
     targets = {line.split()[1] for line in others if line.startswith("make ")}
@@ -136,21 +136,21 @@ def test_schemas_are_schemas() -> None:
         jsonschema.Draft202012Validator.check_schema(json.loads(file.read_text()))
 
 
+EXAMPLE = (ROOT / "examples" / "library.py").read_text()
+
+
 def snippets() -> list[str]:
-    """Every piece of Python on a page that is no file of its own, each once."""
+    """Every piece of Python on a page that is no file of its own and no example, each once."""
     found = []
     for text in TEXTS.values():
         files = {content for _, content in re.findall(r"`([\w/]+\.py)`[^\n]*:\n\n```\w+\n(.*?)```", text, re.S)}
         found += [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if block not in files]
-    return list(dict.fromkeys(found))
+    return [block for block in dict.fromkeys(found) if block not in EXAMPLE]
 
 
-@pytest.mark.parametrize("code", snippets(), ids=lambda code: code.splitlines()[-1][:60])
-def test_snippets_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    if "ranksearch.load" in code:
-        assert call(tmp_path).returncode == 0  # which writes the network that the snippet loads
-        assert STUDY in code
+@pytest.mark.parametrize("code", snippets(), ids=lambda code: code.split(" = ")[0].splitlines()[-1])
+def test_snippets_run(code: str, ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ran[0])  # where there is a network to load
     names: dict[str, object] = {}
     exec(code, names)
     made = [value for name, value in names.items() if name in ("network", "factorized", "smaller", "better")]
