@@ -1,7 +1,7 @@
 """ranksearch finds the latent size of every layer of a trained network."""
 
 from ranksearch.applying import apply
-from ranksearch.errors import PlanError, UserError
+from ranksearch.errors import DataError, PlanError, UserError
 from ranksearch.factorize import (
     collect_statistics,
     decompose,
@@ -14,6 +14,7 @@ from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
 from ranksearch.planning import find_plan
 
 __all__ = [
+    "DataError",
     "LayerChoice",
     "LayerSpec",
     "PlanError",

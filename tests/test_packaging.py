@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from runs import SMALL
+
+import ranksearch
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +53,10 @@ def test_the_installed_script_works_from_any_folder(wheel: Path, tmp_path: Path)
     where = [home / "bin" / "python", "-c", "import ranksearch; print(ranksearch.__file__)"]
     found = subprocess.run(where, cwd=elsewhere, env=clean, capture_output=True, text=True, check=True)
     assert found.stdout.startswith(str(site))
+
+
+def test_the_version_is_the_same_wherever_it_stands(wheel: Path) -> None:
+    assert f"-{ranksearch.__version__}-" in wheel.name
+    assert f"\nversion: {ranksearch.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert headings[0] == "Unreleased" or headings[0] == ranksearch.__version__

@@ -50,7 +50,7 @@ def truncation_error(target: Tensor, found: Tensor, axis: int = -1) -> float:
     return missed / variance
 
 
-def _check(**tensors: Tensor | None) -> None:
+def _require_finite(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
@@ -65,7 +65,23 @@ def _apply(x: Tensor, first: Tensor, second: Tensor | None, bias: Tensor | None)
     return out if bias is None else out + bias
 
 
-@torch.no_grad()
+def _require_matrices(X: Tensor, Y: Tensor, Wa: Tensor, Wb: Tensor | None, bias: Tensor | None) -> None:
+    _require_finite(X=X, Y=Y, Wa=Wa, Wb=Wb, bias=bias)
+    shapes = [X.ndim, Y.ndim, Wa.ndim, 2 if Wb is None else Wb.ndim]
+    if shapes != [2] * 4 or len(X) != len(Y) or len(Wa) != X.shape[1]:
+        raise DataError(
+            f"X {list(X.shape)}, Y {list(Y.shape)} and Wa {list(Wa.shape)} do not fit: give [N, D], [N, M] and [D, k]"
+        )
+    last = Wa if Wb is None else Wb
+    if last.shape[1] != Y.shape[1] or (Wb is not None and Wb.shape[0] != Wa.shape[1]):
+        other = f" and Wa {list(Wa.shape)}" if Wb is not None else ""
+        raise DataError(
+            f"{'Wa' if Wb is None else 'Wb'} {list(last.shape)} does not fit Y {list(Y.shape)}{other}: give [k, M]"
+        )
+    if bias is not None and bias.shape != Y.shape[1:]:
+        raise DataError(f"bias {list(bias.shape)} does not fit Y {list(Y.shape)}: give [M]")
+
+
 def factorize_matrix(
     X: Tensor,
     Y: Tensor,
@@ -95,41 +111,57 @@ def factorize_matrix(
     Raises:
         DataError: shapes do not fit, tensors are empty or not finite, or the rank is out of range.
     """
-    _check(X=X, Y=Y, Wa=Wa, Wb=Wb, bias=bias)
-    shapes = [X.ndim, Y.ndim, Wa.ndim, 2 if Wb is None else Wb.ndim]
-    if shapes != [2] * 4 or len(X) != len(Y) or len(Wa) != X.shape[1]:
-        raise DataError(
-            f"X {list(X.shape)}, Y {list(Y.shape)} and Wa {list(Wa.shape)} do not fit: give [N, D], [N, M] and [D, k]"
-        )
-    last = Wa if Wb is None else Wb
-    if last.shape[1] != Y.shape[1] or (Wb is not None and Wb.shape[0] != Wa.shape[1]):
-        other = f" and Wa {list(Wa.shape)}" if Wb is not None else ""
-        raise DataError(
-            f"{'Wa' if Wb is None else 'Wb'} {list(last.shape)} does not fit Y {list(Y.shape)}{other}: give [k, M]"
-        )
-    if bias is not None and bias.shape != Y.shape[1:]:
-        raise DataError(f"bias {list(bias.shape)} does not fit Y {list(Y.shape)}: give [M]")
-    size = resolve_latent_size(rank, X.shape[1], Y.shape[1])
-    if Wb is not None and size >= Wa.shape[1]:
-        return LowRankSolution(Wa, Wb, bias, -1, truncation_error(Y, _apply(X, Wa, Wb, bias)))
-    inputs, targets = X.cpu().double(), Y.cpu().double()
-    mean, target_mean = inputs.mean(0), targets.mean(0)
-    centred = inputs - mean
-    fit = torch.linalg.lstsq(centred, targets - target_mean, driver="gelsd").solution
-    if size >= min(X.shape[1], Y.shape[1]):
-        first, second = fit, None
-        offset = target_mean - mean @ first
-    else:
-        fitted = centred @ fit
-        directions = torch.linalg.eigh(fitted.mT @ fitted).eigenvectors.flip(1)[:, :size]
-        first, second = fit @ directions, directions.mT
-        offset = target_mean - mean @ first @ second
-    solved = first.to(Wa), None if second is None else second.to(Wa), offset.to(Wa)
-    nmse = truncation_error(Y, _apply(X.to(Wa), *solved))
-    return LowRankSolution(*solved, -1 if second is None else size, nmse)
+    with torch.no_grad():
+        _require_matrices(X, Y, Wa, Wb, bias)
+        size = resolve_latent_size(rank, X.shape[1], Y.shape[1])
+        if Wb is not None and size >= Wa.shape[1]:
+            return LowRankSolution(Wa, Wb, bias, -1, truncation_error(Y, _apply(X, Wa, Wb, bias)))
+        inputs, targets = X.cpu().double(), Y.cpu().double()
+        mean, target_mean = inputs.mean(0), targets.mean(0)
+        centred = inputs - mean
+        fit = torch.linalg.lstsq(centred, targets - target_mean, driver="gelsd").solution
+        if size >= min(X.shape[1], Y.shape[1]):
+            first, second = fit, None
+            offset = target_mean - mean @ first
+        else:
+            fitted = centred @ fit
+            directions = torch.linalg.eigh(fitted.mT @ fitted).eigenvectors.flip(1)[:, :size]
+            first, second = fit @ directions, directions.mT
+            offset = target_mean - mean @ first @ second
+        solved = first.to(Wa), None if second is None else second.to(Wa), offset.to(Wa)
+        nmse = truncation_error(Y, _apply(X.to(Wa), *solved))
+        return LowRankSolution(*solved, -1 if second is None else size, nmse)
 
 
-@torch.no_grad()
+def _require_kernels(
+    X: Tensor, Wa: Tensor, Wb: Tensor | None, biasA: Tensor | None, biasB: Tensor | None, groups: int
+) -> None:
+    _require_finite(X=X, Wa=Wa, Wb=Wb, biasA=biasA, biasB=biasB)
+    if X.ndim != 4 or Wa.ndim != 4 or X.shape[1] != Wa.shape[1] * groups or len(Wa) % groups:
+        raise DataError(f"X {list(X.shape)} and Wa {list(Wa.shape)} do not fit: give [B, C, H, W] and [k, C, kh, kw]")
+    if Wb is not None and (
+        Wb.ndim != 4 or Wb.shape[1] * groups != len(Wa) or Wb.shape[2:] != (1, 1) or len(Wb) % groups
+    ):
+        raise DataError(f"Wb {list(Wb.shape)} does not fit Wa {list(Wa.shape)}: give [O, k, 1, 1]")
+    for name, part, outputs in (("biasA", biasA, len(Wa)), ("biasB", biasB, len(Wa if Wb is None else Wb))):
+        if part is not None and part.shape != (outputs,):
+            raise DataError(f"{name} {list(part.shape)} does not fit {outputs} outputs: give one number for each")
+
+
+def _joined(
+    Wa: Tensor, Wb: Tensor | None, biasA: Tensor | None, biasB: Tensor | None, groups: int
+) -> tuple[Tensor, Tensor | None]:
+    """The kernel and the bias that two factors make together."""
+    if Wb is None:
+        return Wa, biasA if biasB is None else biasB
+    up = Wb.reshape(groups, -1, len(Wa) // groups)
+    weight = (up @ Wa.reshape(groups, len(Wa) // groups, -1)).reshape(len(Wb), *Wa.shape[1:])
+    if biasA is None:
+        return weight, biasB
+    bias = (up @ biasA.reshape(groups, -1, 1)).flatten()
+    return weight, bias if biasB is None else bias + biasB
+
+
 def factorize_conv2d(
     X: Tensor,
     Wa: Tensor,
@@ -159,42 +191,26 @@ def factorize_conv2d(
     Raises:
         DataError: shapes do not fit, tensors are empty or not finite, or the rank is out of range.
     """
-    _check(X=X, Wa=Wa, Wb=Wb, biasA=biasA, biasB=biasB)
-    groups = conv2d_kwargs.get("groups", 1)
-    if X.ndim != 4 or Wa.ndim != 4 or X.shape[1] != Wa.shape[1] * groups or len(Wa) % groups:
-        raise DataError(f"X {list(X.shape)} and Wa {list(Wa.shape)} do not fit: give [B, C, H, W] and [k, C, kh, kw]")
-    if Wb is not None and (
-        Wb.ndim != 4 or Wb.shape[1] * groups != len(Wa) or Wb.shape[2:] != (1, 1) or len(Wb) % groups
-    ):
-        raise DataError(f"Wb {list(Wb.shape)} does not fit Wa {list(Wa.shape)}: give [O, k, 1, 1]")
-    for name, part, outputs in (("biasA", biasA, len(Wa)), ("biasB", biasB, len(Wa if Wb is None else Wb))):
-        if part is not None and part.shape != (outputs,):
-            raise DataError(f"{name} {list(part.shape)} does not fit {outputs} outputs: give one number for each")
-    weight, bias = Wa, biasA if biasB is None or Wb is not None else biasB
-    if Wb is not None:
-        up = Wb.reshape(groups, -1, len(Wa) // groups)
-        weight = (up @ Wa.reshape(groups, len(Wa) // groups, -1)).reshape(len(Wb), *Wa.shape[1:])
-        from_first = None if biasA is None else (up @ biasA.reshape(groups, -1, 1)).flatten()
-        given = [part for part in (from_first, biasB) if part is not None]
-        bias = sum(given[1:], given[0]) if given else None
-    size = LayerSpec(
-        "convolution", "conv2d", X.shape[1], len(weight), 1, (weight.shape[2], weight.shape[3]), groups
-    ).rank(rank)
-    present = len(weight) if Wb is None else len(Wa)
-    if size >= min(present, len(weight), weight[0].numel() * groups):
-        return LowRankSolution(Wa, Wb, bias, -1, 0.0)
-    dense = nn.Conv2d(X.shape[1], len(weight), weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]  # a size is a tuple
-    dense.weight = nn.Parameter(weight, requires_grad=False)
-    dense.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-    X = X.to(weight)
-    try:
-        statistics = collect_statistics(dense, [X], [""], ["full"])[""]
-    except RuntimeError as error:
-        reason = first_line(error)
-        raise DataError(f"X {list(X.shape)} cannot go through the kernel ({reason}): give larger images") from None
-    factors = decompose_fully(dense, statistics).factors(dense, size)
-    first = nn.Conv2d(X.shape[1], size, weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]  # the same
-    first.weight = nn.Parameter(factors.down, requires_grad=False)
-    found = nn.functional.conv2d(first(X), factors.up, factors.bias, groups=groups)
-    nmse = truncation_error(as_rows(dense(X), dense), as_rows(found, dense))
-    return LowRankSolution(factors.down, factors.up, factors.bias, size, nmse)
+    with torch.no_grad():
+        groups = conv2d_kwargs.get("groups", 1)
+        _require_kernels(X, Wa, Wb, biasA, biasB, groups)
+        weight, bias = _joined(Wa, Wb, biasA, biasB, groups)
+        kernel = (weight.shape[2], weight.shape[3])
+        size = LayerSpec("convolution", "conv2d", X.shape[1], len(weight), 1, kernel, groups).rank(rank)
+        if size >= min(len(Wa), len(weight), weight[0].numel() * groups):
+            return LowRankSolution(Wa, Wb, bias, -1, 0.0)
+        dense = nn.Conv2d(X.shape[1], len(weight), kernel, bias=False, device="meta", **conv2d_kwargs)
+        dense.weight = nn.Parameter(weight, requires_grad=False)
+        dense.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        X = X.to(weight)
+        try:
+            statistics = collect_statistics(dense, [X], [""], ["full"])[""]
+        except RuntimeError as error:
+            reason = first_line(error)
+            raise DataError(f"X {list(X.shape)} cannot go through the kernel ({reason}): give larger images") from None
+        factors = decompose_fully(dense, statistics).factors(dense, size)
+        first = nn.Conv2d(X.shape[1], size, kernel, bias=False, device="meta", **conv2d_kwargs)
+        first.weight = nn.Parameter(factors.down, requires_grad=False)
+        found = nn.functional.conv2d(first(X), factors.up, factors.bias, groups=groups)
+        nmse = truncation_error(as_rows(dense(X), dense), as_rows(found, dense))
+        return LowRankSolution(factors.down, factors.up, factors.bias, size, nmse)
