@@ -154,6 +154,27 @@ def _score(
     study: Study, trial: Trial, problem: Problem, pruning: PruningSettings
 ) -> tuple[float, float, TrialResult | None]:
     """A trial's accuracy and cost, with what else there is to know; NaN and None where it failed."""
+    plan = _feasible_plan(study, trial, problem)
+    if plan is None:
+        trial.set_user_attr(REASON, DRAWN_TWICE)
+        return FAILED
+    steps = problem.fine_tuning.steps
+    on_rung = _looks(study, trial, problem.space.cost.of(plan), steps, pruning)
+    try:
+        _, result = evaluate_plan(problem, plan, problem.fine_tuning, pruning.steps(steps), on_rung)
+    except BehindError as error:
+        _prune(trial, str(error))
+    except (DivergedError, torch.OutOfMemoryError) as error:
+        broken = f"out of memory ({first_line(error)}): lower calibration.sequential_images"
+        trial.set_user_attr(REASON, str(error) if isinstance(error, DivergedError) else broken)
+        # Optuna ends a trial of no value as FAIL and goes on.
+        return FAILED
+    trial.storage.set_trial_system_attr(trial._trial_id, RESULT, result.to_json())
+    return result.accuracy, result.cost, result
+
+
+def _feasible_plan(study: Study, trial: Trial, problem: Problem) -> RankPlan | None:
+    """The plan that a trial is for, which ends it here if it may not be built; None where another has drawn it too."""
     try:
         taken, is_anothers = take_up(study, trial, problem.space)
     except ValueError as error:  # someone enqueued a scheme that Optuna does not find among the choices
@@ -165,14 +186,20 @@ def _score(
         by_scheme = "" if scheme is None else f" by scheme '{scheme}'"
         _prune(trial, f"outside the space: latent size {values[name]}{by_scheme} for '{name}'")
     if is_anothers:
-        trial.set_user_attr(REASON, DRAWN_TWICE)
-        return FAILED
+        return None
     plan = problem.space.plan(values)
     cost = problem.space.cost.of(plan)
     trial.set_constraint("budget", cost - problem.budget)
     if cost > problem.budget:
         _prune(trial, f"infeasible: {cost} {problem.space.cost.model.unit} exceed the budget of {problem.budget}")
-    steps, seen = problem.fine_tuning.steps, dict[int, float]()
+    if COST not in taken.user_attrs:  # from the queue it comes with it
+        trial.set_user_attr(COST, cost)
+    return plan
+
+
+def _looks(study: Study, trial: Trial, cost: int, steps: int, pruning: PruningSettings) -> Callable[[int, float], None]:
+    """What is done with a trial's accuracy on the way: it is kept, compared with others', and may end the trial."""
+    seen: dict[int, float] = {}
 
     def on_rung(step: int, accuracy: float) -> None:
         seen[step] = accuracy
@@ -186,19 +213,7 @@ def _score(
         if reason is not None:
             raise BehindError(reason)
 
-    if COST not in taken.user_attrs:  # from the queue it comes with it
-        trial.set_user_attr(COST, cost)
-    try:
-        _, result = evaluate_plan(problem, plan, problem.fine_tuning, pruning.steps(steps), on_rung)
-    except BehindError as error:
-        _prune(trial, str(error))
-    except (DivergedError, torch.OutOfMemoryError) as error:
-        broken = f"out of memory ({first_line(error)}): lower calibration.sequential_images"
-        trial.set_user_attr(REASON, str(error) if isinstance(error, DivergedError) else broken)
-        # Optuna ends a trial of no value as FAIL and goes on.
-        return FAILED
-    trial.storage.set_trial_system_attr(trial._trial_id, RESULT, result.to_json())
-    return result.accuracy, result.cost, result
+    return on_rung
 
 
 def _prune(trial: Trial, reason: str) -> NoReturn:

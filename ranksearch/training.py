@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from ranksearch.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer, make_sc
 from ranksearch.timing import Timing, time_calls
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 # Types of devices that may be faster in it: on CPUs without units for it a step takes ten times as long.
 AUTOCAST_DEVICES = ("cuda",)
@@ -159,16 +161,13 @@ def train(
     model.train()
     for step in range(done + 1, recipe.steps + 1):
         images, labels = next(batches)
-        while True:
+
+        def accumulate(pieces: int, images: Tensor = images, labels: Tensor = labels) -> float:
             optimizer.zero_grad(set_to_none=True)
-            try:
-                loss = _accumulate(forward, images, labels, recipe, teacher, pieces)
-                break
-            except torch.OutOfMemoryError:
-                if len(images) < 4 * pieces:  # BatchNorm needs two images at least
-                    raise
-                pieces *= 2
-            log.warning("out of memory: batches of %d now go through in %d pieces", len(images), pieces)
+            return _accumulate(forward, images, labels, recipe, teacher, pieces)
+
+        # BatchNorm needs two images at least.
+        loss, pieces = _in_pieces(accumulate, len(images), pieces, fewest=2, done="now go through")
         if not math.isfinite(loss):
             raise DivergedError(f"the loss became {loss} at step {step} of {recipe.steps}: lower learning_rate")
         nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
@@ -183,6 +182,32 @@ def train(
     if averaged is not None and recipe.steps:
         model.load_state_dict(averaged.module.state_dict())
     model.eval()
+
+
+def _in_pieces(call: Callable[[int], Result], images: int, pieces: int, fewest: int, done: str) -> tuple[Result, int]:
+    """Call with a batch in twice as many pieces, until the memory suffices.
+
+    Args:
+        call: what to do with the batch in so many pieces.
+        images: of the batch.
+        pieces: to begin with.
+        fewest: images that a piece must have.
+        done: what becomes of batches, for the log.
+
+    Returns:
+        What the call gave, and in how many pieces.
+
+    Raises:
+        torch.OutOfMemoryError: pieces would be too small.
+    """
+    while True:
+        try:
+            return call(pieces), pieces
+        except torch.OutOfMemoryError:
+            if images < 2 * fewest * pieces:
+                raise
+            pieces *= 2
+        log.warning("out of memory: batches of %d %s in %d pieces", images, done, pieces)
 
 
 def _accumulate(
@@ -259,15 +284,11 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Eval
     model.eval()
     seen, correct, loss, pieces = 0, 0, 0.0, 1
     for images, labels in batches:
-        while True:
-            try:
-                logits = torch.cat([model(some) for some in images.tensor_split(pieces)])
-                break
-            except torch.OutOfMemoryError:
-                if len(images) < 2 * pieces:
-                    raise
-                pieces *= 2
-            log.warning("out of memory: batches of %d are now evaluated in %d pieces", len(images), pieces)
+
+        def predict(pieces: int, images: Tensor = images) -> Tensor:
+            return torch.cat([model(some) for some in images.tensor_split(pieces)])
+
+        logits, pieces = _in_pieces(predict, len(images), pieces, fewest=1, done="are now evaluated")
         seen += len(labels)
         correct += int((logits.argmax(1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))

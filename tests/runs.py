@@ -37,7 +37,7 @@ STUDY = "resnet20-digits-1.5x-s0"
 def command(*overrides: str, small: list[str] = SMALL) -> list[str]:
     flags = [word for word in overrides if word.startswith("-")]
     rest = [word for word in overrides if not word.startswith("-")]
-    return [sys.executable, "-W", "ignore", "-m", "ranksearch", *flags, *small, *rest]
+    return [sys.executable, "-W", "error", "-m", "ranksearch", *flags, *small, *rest]
 
 
 def environment() -> dict[str, str]:
@@ -53,7 +53,7 @@ def call(folder: Path, *overrides: str, small: list[str] = SMALL) -> subprocess.
         pytest.MonkeyPatch.context() as patch,
         redirect_stdout(out),
         redirect_stderr(err),
-        warnings.catch_warnings(action="ignore"),
+        warnings.catch_warnings(action="error"),
     ):
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["ranksearch", *words])

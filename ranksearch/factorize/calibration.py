@@ -115,7 +115,8 @@ class _Observer:
 
 
 @contextmanager
-def _hooked(handles: list[RemovableHandle]) -> Iterator[None]:
+def hooked(handles: list[RemovableHandle]) -> Iterator[None]:
+    """Take hooks away again at the end of the block."""
     try:
         yield
     finally:
@@ -159,7 +160,7 @@ def collect_statistics(
         )  # before hooks that change the output
         for name, observer in observers.items()
     ]
-    with _hooked(handles), evaluating(model):
+    with hooked(handles), evaluating(model):
         for batch in batches:
             model(batch)
     return {name: observer.result() for name, observer in observers.items() if observer.calls}
@@ -186,7 +187,7 @@ def collect_outputs(model: nn.Module, batches: Iterable[Tensor], layers: Iterabl
         return observe
 
     handles = [_layer(model, name).register_forward_hook(watch(name), prepend=True) for name in layers]
-    with _hooked(handles), evaluating(model):
+    with hooked(handles), evaluating(model):
         for batch in batches:
             model(batch)
     return found
@@ -240,7 +241,7 @@ def collect_sensitivities(
         for parameter in kept:
             parameter.grad = None
             parameter.requires_grad_(True)
-        with _hooked(handles), evaluating(model), torch.enable_grad():
+        with hooked(handles), evaluating(model), torch.enable_grad():
             for batch in batches:
                 logits = model(batch)
                 labels = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]

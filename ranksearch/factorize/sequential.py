@@ -23,7 +23,7 @@ from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch.factorize.alternating import solve_symmetric
-from ranksearch.factorize.calibration import as_rows, estimating, evaluating, observe_inputs
+from ranksearch.factorize.calibration import as_rows, estimating, evaluating, hooked, observe_inputs
 from ranksearch.factorize.decomposition import decompose
 from ranksearch.factorize.factors import Decomposition, grouped_weight
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear
@@ -236,10 +236,6 @@ def _largest_map(model: nn.Module, image: Tensor) -> int:
         if isinstance(output, Tensor):
             sizes.append(output.numel())
 
-    handles = [module.register_forward_hook(see) for module in model.modules()]
-    try:
+    with hooked([module.register_forward_hook(see) for module in model.modules()]):
         model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
     return max(sizes)

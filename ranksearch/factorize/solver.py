@@ -195,11 +195,10 @@ def factorize_conv2d(
         groups = conv2d_kwargs.get("groups", 1)
         _require_kernels(X, Wa, Wb, biasA, biasB, groups)
         weight, bias = _joined(Wa, Wb, biasA, biasB, groups)
-        kernel = (weight.shape[2], weight.shape[3])
-        size = LayerSpec("convolution", "conv2d", X.shape[1], len(weight), 1, kernel, groups).rank(rank)
+        size = LayerSpec("convolution", "conv2d", X.shape[1], len(weight), 1, groups=groups).rank(rank)
         if size >= min(len(Wa), len(weight), weight[0].numel() * groups):
             return LowRankSolution(Wa, Wb, bias, -1, 0.0)
-        dense = nn.Conv2d(X.shape[1], len(weight), kernel, bias=False, device="meta", **conv2d_kwargs)
+        dense = nn.Conv2d(X.shape[1], len(weight), weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]  # a size is a tuple
         dense.weight = nn.Parameter(weight, requires_grad=False)
         dense.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         X = X.to(weight)
@@ -209,7 +208,7 @@ def factorize_conv2d(
             reason = first_line(error)
             raise DataError(f"X {list(X.shape)} cannot go through the kernel ({reason}): give larger images") from None
         factors = decompose_fully(dense, statistics).factors(dense, size)
-        first = nn.Conv2d(X.shape[1], size, kernel, bias=False, device="meta", **conv2d_kwargs)
+        first = nn.Conv2d(X.shape[1], size, weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]  # the same
         first.weight = nn.Parameter(factors.down, requires_grad=False)
         found = nn.functional.conv2d(first(X), factors.up, factors.bias, groups=groups)
         nmse = truncation_error(as_rows(dense(X), dense), as_rows(found, dense))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from ranksearch.errors import DataError
 from ranksearch.factorize import LowRankSolution, factorize_conv2d, factorize_matrix
 from ranksearch.factorize.solver import truncation_error
 
@@ -134,3 +138,144 @@ def test_biases_of_both_factors_are_kept_together() -> None:
     assert lower.Wb is not None
     found = F.conv2d(F.conv2d(X, lower.Wa), lower.Wb, lower.bias)
     assert lower.nmse == pytest.approx(truncation_error(exact, found, axis=1))
+
+
+SOLVERS: list[tuple[Callable[..., LowRankSolution], dict[str, Tensor], set[tuple[str, int]]]] = [
+    (
+        factorize_matrix,
+        {"X": X, "Y": Y, "Wa": torch.randn(6, 3), "Wb": torch.randn(3, 5), "bias": torch.randn(5)},
+        set(),
+    ),
+    (
+        factorize_conv2d,
+        {
+            "X": torch.randn(3, 4, 6, 7),
+            "Wa": torch.randn(5, 4, 3, 2),
+            "Wb": torch.randn(8, 5, 1, 1),
+            "biasA": torch.randn(5),
+            "biasB": torch.randn(8),
+        },
+        {("X", 0), ("X", 2), ("X", 3), ("Wa", 2), ("Wa", 3)},  # the images' number and size, and the kernel's
+    ),
+]
+
+
+@pytest.mark.parametrize(("solve", "given", "free"), SOLVERS)
+def test_every_tensor_must_hold_finite_numbers_and_is_named(
+    solve: Callable[..., LowRankSolution], given: dict[str, Tensor], free: set[tuple[str, int]]
+) -> None:
+    assert solve(**given, rank=2).rank == 2
+    for name, tensor in given.items():
+        for wrong in (float("nan"), float("inf")):
+            broken = tensor.clone()
+            broken.view(-1)[-1] = wrong
+            with pytest.raises(DataError, match=f"^{name} has numbers that are not finite: take them out$"):
+                solve(**{**given, name: broken}, rank=2)
+        with pytest.raises(DataError, match=rf"^{name} of shape \[0.*\] is empty: give at least one example$"):
+            solve(**{**given, name: tensor[:0]}, rank=2)
+
+
+@pytest.mark.parametrize(("solve", "given", "free"), SOLVERS)
+def test_another_size_along_any_axis_is_refused(
+    solve: Callable[..., LowRankSolution], given: dict[str, Tensor], free: set[tuple[str, int]]
+) -> None:
+    for name, tensor in given.items():
+        with pytest.raises(DataError, match=r"not fit.*: give "):
+            solve(**{**given, name: tensor[None]}, rank=2)
+        for axis in range(tensor.ndim):
+            larger = {**given, name: torch.cat([tensor, tensor.narrow(axis, 0, 1)], axis)}
+            if (name, axis) in free:
+                assert solve(**larger, rank=2).rank == 2
+            else:
+                with pytest.raises(DataError, match=r"not fit.*: give "):
+                    solve(**larger, rank=2)
+
+
+@pytest.mark.parametrize(("solve", "names"), [(factorize_matrix, "X Y Wa Wb bias"), (factorize_conv2d, "X Wa Wb")])
+def test_signatures_are_those_of_composer(solve: Callable[..., LowRankSolution], names: str) -> None:
+    known = inspect.signature(solve).parameters
+    assert list(known)[: len(names.split())] == names.split()
+    assert (known["rank"].default, known["n_iters"].default) == (0.25, 3)
+
+
+@given(st.integers(2, 12), st.integers(2, 12), st.floats(0.05, 0.95))
+def test_a_fraction_is_of_the_smaller_side(wide: int, out: int, share: float) -> None:
+    size = max(1, int(share * min(wide, out)))
+    inputs, targets, weights = problem(0, 40, wide, out)
+    assert factorize_matrix(inputs, targets, weights, rank=share).rank == size
+    images, kernel = torch.randn(4, wide, 5, 4), torch.randn(out, wide, 1, 1)
+    assert factorize_conv2d(images, kernel, rank=share).rank == size
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "groups", "least"),
+    [
+        ((5, 4, 3, 1), (8, 5, 1, 1), 1, 5),  # its present latent size
+        ((7, 4, 1, 3), (6, 7, 1, 1), 1, 6),  # its outputs, which are fewer
+        ((8, 3, 1, 1), None, 1, 3),  # the numbers that an output is computed from
+        ((8, 2, 1, 1), None, 2, 4),  # the same in two groups
+        ((6, 4, 3, 2), (8, 3, 1, 1), 2, 6),
+    ],
+)
+def test_a_kernel_stays_as_it_is_from_its_largest_useful_rank_on(
+    first: tuple[int, ...], second: tuple[int, ...] | None, groups: int, least: int
+) -> None:
+    torch.manual_seed(0)
+    images, Wa = torch.randn(4, first[1] * groups, 6, 5), torch.randn(*first)
+    Wb = None if second is None else torch.randn(*second)
+    for rank in (least, least + groups):
+        kept = factorize_conv2d(images, Wa, Wb, rank, groups=groups)
+        assert (kept.rank, kept.nmse, kept.Wa is Wa, kept.Wb is Wb) == (-1, 0.0, True, True)
+    lower = factorize_conv2d(images, Wa, Wb, least - groups, groups=groups)
+    assert (lower.rank, len(lower.Wa)) == (least - groups, least - groups)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("biases", [(False, False), (True, False), (False, True), (True, True)])
+def test_two_factors_stand_for_the_kernel_and_the_bias_that_they_make_together(
+    groups: int, biases: tuple[bool, bool]
+) -> None:
+    torch.manual_seed(0)
+    images, Wa = torch.randn(4, 4, 6, 7).double(), torch.randn(6, 4 // groups, 3, 2).double()
+    Wb = torch.randn(8, 6 // groups, 1, 1).double()
+    first, second = (torch.randn(size).double() if has else None for size, has in zip((6, 8), biases, strict=True))
+    exact = F.conv2d(F.conv2d(images, Wa, first, groups=groups), Wb, second, groups=groups)
+    kept = factorize_conv2d(images, Wa, Wb, 6, first, second, groups=groups)
+    found = F.conv2d(F.conv2d(images, kept.Wa, groups=groups), kept.Wb, kept.bias, groups=groups)
+    assert torch.allclose(found, exact)
+    assert (kept.bias is None) == (not any(biases))
+    lower = factorize_conv2d(images, Wa, Wb, 4, first, second, groups=groups)
+    found = F.conv2d(F.conv2d(images, lower.Wa, groups=groups), lower.Wb, lower.bias, groups=groups)
+    assert 0 < truncation_error(exact, found, axis=1) == pytest.approx(lower.nmse)
+
+
+def test_a_kernel_of_one_factor_has_either_bias() -> None:
+    torch.manual_seed(0)
+    images, Wa, bias = torch.randn(4, 4, 6, 7), torch.randn(8, 4, 3, 2), torch.randn(8)
+    one, other = factorize_conv2d(images, Wa, rank=3, biasA=bias), factorize_conv2d(images, Wa, rank=3, biasB=bias)
+    assert one.bias is not None
+    assert other.bias is not None
+    assert torch.equal(one.bias, other.bias)
+    assert not torch.allclose(one.bias, factorize_conv2d(images, Wa, rank=3).bias)
+
+
+@given(st.integers(0, 99), st.sampled_from([0, 1, -1]), st.sampled_from([torch.float32, torch.float64, torch.float16]))
+def test_a_truncation_error_is_a_share_of_the_variance_along_any_axis(seed: int, axis: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(seed)
+    target = (torch.randn(4, 5, 6) + 3).to(dtype)
+    assert truncation_error(target, target, axis) == 0
+    others = [other for other in range(3) if other != axis % 3]
+    mean = target.double().mean(others, keepdim=True).expand(target.shape)
+    assert truncation_error(target, mean, axis) == pytest.approx(1)
+    half = mean + (target.double() - mean) / 2
+    assert truncation_error(target, half, axis) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_there_is_no_variance_only_rounding_is_forgiven(dtype: torch.dtype) -> None:
+    target = torch.full((50, 3), 1000.0, dtype=dtype)
+    rounding = 1000 * torch.finfo(dtype).eps
+    assert truncation_error(target, target + 2 * rounding) == 0
+    assert truncation_error(target, target + 20 * rounding) == float("inf")
+    assert truncation_error(torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, 3, dtype=torch.int64)) == 0
+    assert truncation_error(torch.zeros(4, 3, dtype=torch.int64), torch.ones(4, 3, dtype=torch.int64)) == float("inf")
