@@ -97,6 +97,8 @@ class OptionTable:
                 f"a budget of {int(budget)} is below {int(self.cost(least))}, the least that these layers can cost: "
                 "raise it"
             )
+        if not self.names:
+            return least
         chosen = self.at_multiplier(errors, 0.0)
         if self.cost(chosen) > budget:
             low, high = 0.0, 1.0 / max(budget, 1)

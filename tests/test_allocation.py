@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import product
+import random
+from dataclasses import replace
+from itertools import combinations, pairwise, product
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranksearch.allocation import LayerOptions, allocate
+from ranksearch.allocation import LayerOptions, OptionTable, allocate
 from ranksearch.errors import PlanError
 from ranksearch.plan import SCHEMES, LayerChoice, RankPlan
 
@@ -68,3 +71,67 @@ def test_budgets_without_a_plan_are_refused_and_ample_ones_lose_nothing(layers: 
         allocate(layers, sum(min(layer.costs) for layer in layers) - 1)
     error, _, _ = price(layers, allocate(layers, sum(max(layer.costs) for layer in layers)))
     assert error == pytest.approx(sum(layer.errors[-1] for layer in layers))
+
+
+def slopes(layers: list[LayerOptions]) -> list[float]:
+    """The multipliers at which some layer changes its option."""
+    return sorted(
+        {
+            (layer.errors[one] - layer.errors[other]) / (layer.costs[other] - layer.costs[one])
+            for layer in layers
+            for one, other in combinations(range(len(layer.costs)), 2)
+            if layer.costs[one] != layer.costs[other]
+        }
+    )
+
+
+@given(tables(), st.floats(0, 1), st.sampled_from([1, 10**4, 10**8]))
+def test_no_multiplier_s_plan_within_the_budget_is_better(layers: list[LayerOptions], share: float, scale: int) -> None:
+    layers = [replace(layer, costs=tuple(scale * cost for cost in layer.costs)) for layer in layers]  # of any unit
+    least, most = (sum(pick(layer.costs) for layer in layers) for pick in (min, max))
+    budget = least + int(share * (most - least))
+    error, _, _ = price(layers, allocate(layers, budget))
+    table, known = OptionTable.of(layers), slopes(layers)
+    between = [(low + high) / 2 for low, high in pairwise([0.0, *known, 2 * max([*known, 1.0])])]
+    for multiplier in [*known, *between]:
+        chosen = table.at_multiplier(table.errors, multiplier)
+        if table.cost(chosen) <= budget:
+            rival = float(table.errors[np.arange(len(layers)), chosen].sum())
+            assert error <= rival + 1e-9
+
+
+@given(tables(), st.integers(0, 99))
+def test_the_order_in_which_options_are_given_does_not_matter(layers: list[LayerOptions], seed: int) -> None:
+    draw = random.Random(seed)
+    budget = sum(sorted(layer.costs)[len(layer.costs) // 2] for layer in layers)
+    shuffled = []
+    for layer in layers:
+        order = draw.sample(range(len(layer.costs)), len(layer.costs))
+        fields = (tuple(part[place] for place in order) for part in (layer.choices, layer.errors, layer.costs))
+        shuffled.append(LayerOptions(layer.name, *fields))
+    assert price(layers, allocate(shuffled, budget))[:2] == pytest.approx(price(layers, allocate(layers, budget))[:2])
+
+
+@given(tables(), st.floats(0, 1))
+def test_other_errors_than_the_table_s_own_choose_as_a_table_of_them(layers: list[LayerOptions], share: float) -> None:
+    others = [replace(layer, errors=tuple(error**2 for error in layer.errors)) for layer in layers]
+    least, most = (sum(pick(layer.costs) for layer in layers) for pick in (min, max))
+    budget = least + share * (most - least)
+    table, own = OptionTable.of(layers), OptionTable.of(others)
+    assert table.plan(table.best(budget, own.errors)) == own.plan(own.best(budget))
+
+
+def test_no_layers_have_the_plan_that_leaves_all_dense() -> None:
+    assert allocate([], 0) == RankPlan()
+
+
+def test_of_equal_errors_the_cheapest_option_is_taken() -> None:
+    choices = (LayerChoice(1), LayerChoice(2), None)
+    layer = LayerOptions("layer", choices, (0.5, 0.1, 0.1), (10, 20, 30))
+    assert allocate([layer], 100) == RankPlan({"layer": LayerChoice(2)})
+
+
+def test_a_budget_that_nothing_meets_is_told_with_the_least_that_would() -> None:
+    layer = LayerOptions("layer", (LayerChoice(1), None), (0.5, 0.0), (10, 20))
+    with pytest.raises(PlanError, match=r"^a budget of 9 is below 10, the least that these layers can cost: raise it$"):
+        allocate([layer, replace(layer, name="other", costs=(0, 5))], 9)
