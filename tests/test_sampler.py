@@ -91,5 +91,26 @@ def test_two_processes_with_one_seed_draw_different_plans(name: str) -> None:
         study = optuna.create_study(
             study_name="s", storage=storage, directions=directions, sampler=sampler, load_if_exists=True
         )
-        plans.append(suggest(study.ask(), space))  # and goes on running
-    assert plans[0] != plans[1]
+        plans += [suggest(study.ask(), space) for _ in range(2)]  # which go on running
+    assert len({tuple(plan.values()) for plan in plans}) == 4
+
+
+def test_where_accuracy_alone_counts_the_budget_is_spent(name: str) -> None:
+    space = deep_space(8)
+    budget = space.cost.dense // 2
+    largest = {layer.spec.name: layer.largest_value for layer in space.layers}
+    schemes = {layer.scheme_parameter: layer.schemes[0] for layer in space.layers}
+    study = optuna.create_study(sampler=FeasibleSampler(Fixed({**largest, **schemes}), space, budget))
+    for _ in range(3):
+        cost = space.cost.of(space.plan(suggest(study.ask(), space)))
+        assert 0.75 * budget < cost <= budget  # whole blocks, of layers that are alike
+
+
+def test_a_parameter_that_is_no_layer_is_served_too(name: str) -> None:
+    space = deep_space(2)
+    sampler = FeasibleSampler(SAMPLERS[name](3), space, space.cost.dense // 2)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    trial = study.ask()
+    suggest(trial, space)
+    assert 0 <= trial.suggest_float("rate", 0, 1) <= 1
+    assert type(SAMPLERS[name](3)).__name__ in str(sampler)

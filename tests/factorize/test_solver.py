@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from ranksearch.errors import DataError
 from ranksearch.factorize import LowRankSolution, factorize_conv2d, factorize_matrix
 from ranksearch.factorize.solver import truncation_error
 
@@ -91,41 +87,6 @@ def test_a_convolution_solution_is_what_it_says(settings: dict[str, object], bia
 
 
 X, Y, WA = problem(0, 20, 6, 5)
-BAD = [
-    ({"rank": 0}, "latent size 0"),
-    ({"rank": -2}, "latent size -2"),
-    ({"rank": 1.5}, "latent size 1.5"),
-    ({"X": X[:0], "Y": Y[:0]}, "is empty"),
-    ({"X": X * float("nan")}, "not finite"),
-    ({"Y": Y[:7]}, "do not fit"),
-    ({"Wa": WA[:4]}, "do not fit"),
-    ({"Wb": torch.zeros(4, 5)}, "does not fit"),
-    ({"bias": torch.zeros(4)}, "bias"),
-]
-
-
-@pytest.mark.parametrize(("wrong", "said"), BAD)
-def test_matrices_that_do_not_fit_are_refused(wrong: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        factorize_matrix(**({"X": X, "Y": Y, "Wa": WA} | wrong))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"rank": 0}, "latent size 0"),
-        ({"X": torch.zeros(2, 5, 6, 6)}, "do not fit"),
-        ({"X": torch.zeros(0, 4, 6, 6)}, "is empty"),
-        ({"X": torch.full((2, 4, 6, 6), float("inf"))}, "not finite"),
-        ({"Wb": torch.zeros(8, 5, 1, 1)}, "does not fit Wa"),
-        ({"biasA": torch.zeros(3)}, "bias"),
-        ({"biasB": torch.zeros(3)}, "bias"),
-        ({"X": torch.randn(2, 4, 2, 2)}, "cannot go through"),
-    ],
-)
-def test_convolutions_that_do_not_fit_are_refused(wrong: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        factorize_conv2d(**({"X": torch.randn(2, 4, 6, 6), "Wa": torch.randn(8, 4, 3, 3)} | wrong))
 
 
 def test_biases_of_both_factors_are_kept_together() -> None:
@@ -138,64 +99,6 @@ def test_biases_of_both_factors_are_kept_together() -> None:
     assert lower.Wb is not None
     found = F.conv2d(F.conv2d(X, lower.Wa), lower.Wb, lower.bias)
     assert lower.nmse == pytest.approx(truncation_error(exact, found, axis=1))
-
-
-SOLVERS: list[tuple[Callable[..., LowRankSolution], dict[str, Tensor], set[tuple[str, int]]]] = [
-    (
-        factorize_matrix,
-        {"X": X, "Y": Y, "Wa": torch.randn(6, 3), "Wb": torch.randn(3, 5), "bias": torch.randn(5)},
-        set(),
-    ),
-    (
-        factorize_conv2d,
-        {
-            "X": torch.randn(3, 4, 6, 7),
-            "Wa": torch.randn(5, 4, 3, 2),
-            "Wb": torch.randn(8, 5, 1, 1),
-            "biasA": torch.randn(5),
-            "biasB": torch.randn(8),
-        },
-        {("X", 0), ("X", 2), ("X", 3), ("Wa", 2), ("Wa", 3)},  # the images' number and size, and the kernel's
-    ),
-]
-
-
-@pytest.mark.parametrize(("solve", "given", "free"), SOLVERS)
-def test_every_tensor_must_hold_finite_numbers_and_is_named(
-    solve: Callable[..., LowRankSolution], given: dict[str, Tensor], free: set[tuple[str, int]]
-) -> None:
-    assert solve(**given, rank=2).rank == 2
-    for name, tensor in given.items():
-        for wrong in (float("nan"), float("inf")):
-            broken = tensor.clone()
-            broken.view(-1)[-1] = wrong
-            with pytest.raises(DataError, match=f"^{name} has numbers that are not finite: take them out$"):
-                solve(**{**given, name: broken}, rank=2)
-        with pytest.raises(DataError, match=rf"^{name} of shape \[0.*\] is empty: give at least one example$"):
-            solve(**{**given, name: tensor[:0]}, rank=2)
-
-
-@pytest.mark.parametrize(("solve", "given", "free"), SOLVERS)
-def test_another_size_along_any_axis_is_refused(
-    solve: Callable[..., LowRankSolution], given: dict[str, Tensor], free: set[tuple[str, int]]
-) -> None:
-    for name, tensor in given.items():
-        with pytest.raises(DataError, match=r"not fit.*: give "):
-            solve(**{**given, name: tensor[None]}, rank=2)
-        for axis in range(tensor.ndim):
-            larger = {**given, name: torch.cat([tensor, tensor.narrow(axis, 0, 1)], axis)}
-            if (name, axis) in free:
-                assert solve(**larger, rank=2).rank == 2
-            else:
-                with pytest.raises(DataError, match=r"not fit.*: give "):
-                    solve(**larger, rank=2)
-
-
-@pytest.mark.parametrize(("solve", "names"), [(factorize_matrix, "X Y Wa Wb bias"), (factorize_conv2d, "X Wa Wb")])
-def test_signatures_are_those_of_composer(solve: Callable[..., LowRankSolution], names: str) -> None:
-    known = inspect.signature(solve).parameters
-    assert list(known)[: len(names.split())] == names.split()
-    assert (known["rank"].default, known["n_iters"].default) == (0.25, 3)
 
 
 @given(st.integers(2, 12), st.integers(2, 12), st.floats(0.05, 0.95))
@@ -279,3 +182,10 @@ def test_where_there_is_no_variance_only_rounding_is_forgiven(dtype: torch.dtype
     assert truncation_error(target, target + 20 * rounding) == float("inf")
     assert truncation_error(torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, 3, dtype=torch.int64)) == 0
     assert truncation_error(torch.zeros(4, 3, dtype=torch.int64), torch.ones(4, 3, dtype=torch.int64)) == float("inf")
+
+
+def test_present_factors_without_a_bias_stay_without_one() -> None:
+    Wa, Wb = torch.randn(6, 3).double(), torch.randn(3, 5).double()
+    kept = factorize_matrix(X, Y, Wa, Wb, rank=3)
+    assert (kept.bias, kept.rank) == (None, -1)
+    assert kept.nmse == pytest.approx(truncation_error(Y, X @ Wa @ Wb))
