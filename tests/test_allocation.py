@@ -135,3 +135,17 @@ def test_a_budget_that_nothing_meets_is_told_with_the_least_that_would() -> None
     layer = LayerOptions("layer", (LayerChoice(1), None), (0.5, 0.0), (10, 20))
     with pytest.raises(PlanError, match=r"^a budget of 9 is below 10, the least that these layers can cost: raise it$"):
         allocate([layer, replace(layer, name="other", costs=(0, 5))], 9)
+
+
+def test_of_options_alike_the_first_is_taken() -> None:
+    choices = (LayerChoice(1, "vertical"), LayerChoice(2, "full"), LayerChoice(3, "horizontal"), None)
+    layer = LayerOptions("layer", choices, (0.2, 0.1, 0.1, 0.0), (20, 20, 20, 90))
+    assert allocate([layer], 30) == RankPlan({"layer": LayerChoice(2, "full")})
+
+
+def test_a_plan_takes_one_option_for_each_layer() -> None:
+    layer = LayerOptions("layer", (LayerChoice(1), None), (0.5, 0.0), (10, 20))
+    table = OptionTable.of([layer, replace(layer, name="other")])
+    assert table.plan(np.array([0, 1])) == RankPlan({"layer": LayerChoice(1)})
+    with pytest.raises(ValueError, match="shorter"):
+        table.plan(np.array([0]))

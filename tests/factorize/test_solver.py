@@ -189,3 +189,11 @@ def test_present_factors_without_a_bias_stay_without_one() -> None:
     kept = factorize_matrix(X, Y, Wa, Wb, rank=3)
     assert (kept.bias, kept.rank) == (None, -1)
     assert kept.nmse == pytest.approx(truncation_error(Y, X @ Wa @ Wb))
+
+
+@pytest.mark.parametrize("rank", [2, 5])
+def test_a_solution_is_of_the_present_weights_type(rank: int) -> None:
+    found = factorize_matrix(X, Y, WA.float(), rank=rank)
+    parts = [part for part in (found.Wa, found.Wb, found.bias) if part is not None]
+    assert {part.dtype for part in parts} == {torch.float32}
+    assert found.nmse == pytest.approx(factorize_matrix(X, Y, WA, rank=rank).nmse, rel=1e-4)
