@@ -14,6 +14,9 @@ from ranksearch.plan import LayerChoice, RankPlan
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
+# Beyond this multiplier of errors of about 1 no cost is worth an error; halving it so often leaves rounding.
+HIGHEST_MULTIPLIER, BISECTIONS = 1e12, 60
+
 
 @dataclass(frozen=True)
 class LayerOptions:
@@ -102,9 +105,9 @@ class OptionTable:
         chosen = self.at_multiplier(errors, 0.0)
         if self.cost(chosen) > budget:
             low, high = 0.0, 1.0 / max(budget, 1)
-            while self.cost(self.at_multiplier(errors, high)) > budget and high < 1e12:
+            while self.cost(self.at_multiplier(errors, high)) > budget and high < HIGHEST_MULTIPLIER:
                 low, high = high, high * 4
-            for _ in range(60):
+            for _ in range(BISECTIONS):
                 middle = (low + high) / 2
                 over = self.cost(self.at_multiplier(errors, middle)) > budget
                 low, high = (middle, high) if over else (low, middle)
