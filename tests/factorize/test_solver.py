@@ -197,3 +197,29 @@ def test_a_solution_is_of_the_present_weights_type(rank: int) -> None:
     parts = [part for part in (found.Wa, found.Wb, found.bias) if part is not None]
     assert {part.dtype for part in parts} == {torch.float32}
     assert found.nmse == pytest.approx(factorize_matrix(X, Y, WA, rank=rank).nmse, rel=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("rank", [2, 4])
+def test_a_convolution_solution_is_the_optimum_of_its_patches(groups: int, rank: int) -> None:
+    torch.manual_seed(0)
+    images = torch.einsum("bchw,cd->bdhw", torch.randn(24, 4, 7, 6), torch.randn(4, 4)).double()
+    Wa, bias = torch.randn(6, 4 // groups, 3, 2).double(), torch.randn(6).double()
+    solution = factorize_conv2d(images, Wa, rank=rank, biasA=bias, groups=groups)
+    exact = F.conv2d(images, Wa, bias, groups=groups).movedim(1, -1).flatten(0, -2)
+    patches = F.unfold(images, (3, 2)).movedim(1, -1).flatten(0, -2)
+    parts = zip(patches.chunk(groups, 1), exact.chunk(groups, 1), Wa.chunk(groups), strict=True)
+    found = [predict(x, factorize_matrix(x, y, w.flatten(1).mT, rank=rank // groups)) for x, y, w in parts]
+    assert solution.nmse == pytest.approx(truncation_error(exact, torch.cat(found, 1)), rel=1e-3)
+
+
+def test_images_of_another_type_are_those_of_the_weights() -> None:
+    torch.manual_seed(0)
+    images, Wa = torch.randn(4, 4, 6, 7), torch.randn(8, 4, 3, 3).double()
+    found, same = factorize_conv2d(images, Wa, rank=3), factorize_conv2d(images.double(), Wa, rank=3)
+    assert found.Wa.dtype == torch.float64
+    assert torch.equal(found.Wa, same.Wa)
+
+
+def test_a_single_output_stays_as_it_is() -> None:
+    assert factorize_conv2d(torch.randn(2, 4, 6, 6), torch.randn(1, 4, 3, 3), rank=1).rank == -1

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ranksearch.errors import DataError
+from ranksearch.errors import DataError, PlanError
 from ranksearch.factorize import LowRankSolution, factorize_conv2d, factorize_matrix
 
 
@@ -103,8 +103,9 @@ def test_another_size_along_any_axis_is_refused(
     solve: Callable[..., LowRankSolution], given: dict[str, Tensor], free: set[tuple[str, int]]
 ) -> None:
     for name, tensor in given.items():
-        with pytest.raises(DataError, match=r"not fit.*: give "):
-            solve(**{**given, name: tensor[None]}, rank=2)
+        for other in (tensor[None], tensor[..., None]):
+            with pytest.raises(DataError, match=r"not fit.*: give "):
+                solve(**{**given, name: other}, rank=2)
         for axis in range(tensor.ndim):
             larger = {**given, name: torch.cat([tensor, tensor.narrow(axis, 0, 1)], axis)}
             if (name, axis) in free:
@@ -152,3 +153,16 @@ def test_kernels_that_do_not_fit_are_told_with_their_shapes(wrong: dict[str, Ten
     given = {"X": torch.ones(2, 4, 6, 6), "Wa": torch.ones(6, 4, 3, 3), "Wb": torch.ones(8, 6, 1, 1)}
     with pytest.raises(DataError, match=f"^{re.escape(said)}$"):
         factorize_conv2d(**{**given, **wrong})
+
+
+def test_without_a_rank_it_is_a_quarter_of_the_smaller_side() -> None:
+    assert factorize_matrix(X, Y, WA).rank == 1
+    assert factorize_conv2d(torch.randn(2, 8, 6, 6), torch.randn(12, 8, 3, 3)).rank == 2
+
+
+def test_ranks_are_whole_groups_and_images_as_large_as_the_kernel() -> None:
+    images, kernel = torch.randn(2, 4, 6, 6), torch.randn(8, 2, 3, 3)
+    with pytest.raises(PlanError, match="latent size 3 for 'convolution' is no multiple of its 2 groups: use 2"):
+        factorize_conv2d(images, kernel, rank=3, groups=2)
+    with pytest.raises(DataError, match=r"cannot go through the kernel \(.*size.*\): give larger images"):
+        factorize_conv2d(images[:, :, :2], kernel, rank=2, groups=2)
