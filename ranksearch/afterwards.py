@@ -39,7 +39,7 @@ def run_export(config: RunConfig) -> None:
     target = str(entries["model"].get("_target_"))
     if own != built and not is_trusted(target):
         raise UserError(f"{best} holds a network of {target} with other settings: give those of its search to model")
-    network = load(best, trust=True)
+    network = load(best, trust=own == built)
     export(network, entries["input_shape"], best / "export", config.format)
 
 

@@ -39,8 +39,8 @@ class FinalizeSettings:
 
     Attributes:
         steps: of its fine-tuning, with the recipe of the trials otherwise.
-        learning_rate: of the same; None for four times that of the trials, which a longer fine-tuning bears, or for
-            what a recipe of one's own makes of it.
+        learning_rate: of the same; None for that of the trials, or four times as much where theirs are briefer, which
+            a longer fine-tuning bears, or for what a recipe of one's own makes of it.
         seeds: how many fine-tunings, each with batches of its own; the spread between them says what a difference is
             worth.
         checkpoint_every: steps after which the fine-tuning is kept, to go on from after an interruption.

@@ -96,7 +96,9 @@ class Recipe:
 
     def lengthened(self, steps: int, learning_rate: float | None) -> Recipe:
         """See `FineTuning`."""
-        rate = LONGER_RATE * self.learning_rate if learning_rate is None else learning_rate
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        if learning_rate is None and 0 < self.steps < steps:
+            rate *= LONGER_RATE
         return replace(self, steps=steps, learning_rate=rate)
 
     def fine_tune(

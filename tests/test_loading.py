@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 import ranksearch
 from ranksearch.errors import PlanError
 from ranksearch.factorize import factorize_model
 from ranksearch.files import read_weights, write_weights
-from ranksearch.loading import save_network
+from ranksearch.loading import BUILDERS, save_network
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.problem import Problem
 
@@ -158,3 +159,27 @@ def test_a_builder_whose_module_breaks_is_named(folder: Path, monkeypatch: pytes
     said_of(folder, model={"_target_": "broken_builder.build"})
     with pytest.raises(PlanError, match=r"the plan's builder 'broken_builder.build' cannot be imported \(.+\): mend"):
         ranksearch.load(folder, trust=True)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"_target_": "ranksearch.models.torch.serialization.os.abort"},
+        {"_target_": "ranksearch.models.get_close_matches"},
+        {"_target_": "ranksearch.models.cifar_resnet", "depth": 8, "num_classes": {"_target_": "os.abort"}},
+    ],
+)
+def test_nothing_but_our_builders_is_called_untrusted(folder: Path, model: dict[str, object]) -> None:
+    said_of(folder, model=model)
+    with pytest.raises(PlanError, match="which is not part of ranksearch: pass trust=True if you trust it"):
+        ranksearch.load(folder)
+
+
+def test_our_builders_are_those_that_the_configs_name() -> None:
+    named = {
+        line.split()[1]
+        for file in (ROOT / "conf" / "model").glob("*.yaml")
+        for line in file.read_text().splitlines()
+        if line.startswith("_target_: ")
+    }
+    assert named == BUILDERS

@@ -274,3 +274,11 @@ def test_settling_autocast_on_a_gpu_changes_nothing_else(splits: Splits) -> None
 def test_a_checkpoint_is_kept_every_so_many_steps_and_no_fewer_than_one(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="checkpoint_every=0 is out of range: use 1 or more"):
         Checkpoint(tmp_path / "it", "this", every=0)
+
+
+@pytest.mark.parametrize(("steps", "longer", "times"), [(30, 200, 4), (400, 200, 1), (0, 200, 1), (30, 30, 1)])
+def test_a_rate_grows_only_where_the_training_does(steps: int, longer: int, times: int) -> None:
+    recipe = Recipe(steps=steps, learning_rate=0.01)
+    assert recipe.lengthened(longer, None).learning_rate == pytest.approx(0.01 * times)
+    assert recipe.lengthened(longer, 0.3).learning_rate == 0.3
+    assert recipe.lengthened(longer, None).steps == longer

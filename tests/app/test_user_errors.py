@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
-from runs import call, scores
+from runs import STUDY, call, scores
 
 BAD = {
     "model=resnet5": r"model=resnet5 does not exist: use one of .*resnet18, resnet20",
@@ -135,3 +136,25 @@ def test_a_diverging_fine_tuning_fails_the_trials_and_says_so(tmp_path: Path) ->
     assert done.returncode == 2
     assert [row[1] for row in scores(tmp_path)] == ["FAIL"] * 3
     assert re.fullmatch(r"ranksearch: none of 3 trials completed \(the last: the loss .*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"_target_": "mine.build"}, r"holds a network of mine.build with other settings: give those of its search"),
+        (
+            {"_target_": "ranksearch.models.cifar_resnet", "depth": {"_target_": "os.abort"}},
+            r"'os.abort', which is not part of ranksearch: pass trust=True",
+        ),
+    ],
+)
+def test_an_export_calls_nothing_that_neither_we_nor_the_configuration_name(
+    model: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    best = tmp_path / "outputs" / STUDY / "best"
+    best.mkdir(parents=True)
+    entries = {"format": "ranksearch.plan/1", "model": model, "layers": {}, "input_shape": [3, 8, 8]}
+    (best / "plan.json").write_text(json.dumps(entries))
+    done = call(tmp_path, "task=export")
+    assert done.returncode == 2
+    assert re.search(said, done.stderr)
