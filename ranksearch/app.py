@@ -1,4 +1,4 @@
-"""Hydra in, objects out: the command line. The only home of Hydra and OmegaConf."""
+"""Hydra in, objects out: the command line."""
 
 from __future__ import annotations
 

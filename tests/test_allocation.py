@@ -93,11 +93,14 @@ def test_no_multiplier_s_plan_within_the_budget_is_better(layers: list[LayerOpti
     error, _, _ = price(layers, allocate(layers, budget))
     table, known = OptionTable.of(layers), slopes(layers)
     between = [(low + high) / 2 for low, high in pairwise([0.0, *known, 2 * max([*known, 1.0])])]
-    for multiplier in [*known, *between]:
-        chosen = table.at_multiplier(table.errors, multiplier)
-        if table.cost(chosen) <= budget:
-            rival = float(table.errors[np.arange(len(layers)), chosen].sum())
-            assert error <= rival + 1e-9
+    for multiplier in between:
+        weighed = [
+            min(zip(layer.errors, layer.costs, strict=True), key=lambda pair: (pair[0] + multiplier * pair[1], pair[1]))
+            for layer in layers
+        ]
+        assert table.cost(table.at_multiplier(table.errors, multiplier)) == sum(cost for _, cost in weighed)
+        if sum(cost for _, cost in weighed) <= budget:
+            assert error <= sum(error for error, _ in weighed) + 1e-9
 
 
 @given(tables(), st.integers(0, 99))
@@ -149,3 +152,13 @@ def test_a_plan_takes_one_option_for_each_layer() -> None:
     assert table.plan(np.array([0, 1])) == RankPlan({"layer": LayerChoice(1)})
     with pytest.raises(ValueError, match="shorter"):
         table.plan(np.array([0]))
+
+
+def test_what_is_left_of_a_budget_goes_to_the_best_savings_for_their_price_to_the_last_unit() -> None:
+    # Beside one layer that takes nearly all of the budget: by savings alone, `dear` would take all that is left.
+    large = LayerOptions("large", (LayerChoice(1), None), (1.0, 0.0), (0, 1000))
+    dear = LayerOptions("dear", (LayerChoice(1), None), (0.7, 0.1), (0, 10))
+    cheap = LayerOptions("cheap", (LayerChoice(1), None), (0.6, 0.1), (0, 5))
+    other = LayerOptions("other", (LayerChoice(1), None), (0.6, 0.2), (0, 5))
+    plan = allocate([large, dear, cheap, other], 10)
+    assert plan == RankPlan({"large": LayerChoice(1), "dear": LayerChoice(1)})
