@@ -155,8 +155,8 @@ def test_a_plan_takes_one_option_for_each_layer() -> None:
 
 
 def test_what_is_left_of_a_budget_goes_to_the_best_savings_for_their_price_to_the_last_unit() -> None:
-    # No multiplier takes any of the small ones, for `large` comes first and does not fit; by savings alone, `dear` would
-    # then take all there is.
+    # No multiplier takes any of the small ones, for `large` comes first and does not fit; by savings alone `dear`
+    # would then take all there is.
     large = LayerOptions("large", (LayerChoice(1), None), (200.0, 0.0), (0, 1000))
     dear = LayerOptions("dear", (LayerChoice(1), None), (0.7, 0.1), (0, 10))
     cheap = LayerOptions("cheap", (LayerChoice(1), None), (0.6, 0.1), (0, 5))
