@@ -27,8 +27,8 @@ from ranksearch.storage import journal, sqlite
 
 Start = Callable[[str], Server]
 WORKERS = 3
-# The default run joins by a server, and by a journal where a launcher starts the workers; it kills with a file as well.
-KILLED = ["sqlite", "postgresql", *(pytest.param(storage, marks=pytest.mark.slow) for storage in ("journal", "mysql"))]
+# The default run kills with a file, joins by a server, and by a journal where a launcher starts the workers.
+KILLED = ["sqlite", *(pytest.param(storage, marks=pytest.mark.slow) for storage in ("postgresql", "journal", "mysql"))]
 JOINED = ["postgresql", *(pytest.param(storage, marks=pytest.mark.slow) for storage in ("sqlite", "journal", "mysql"))]
 
 
