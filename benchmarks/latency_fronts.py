@@ -14,7 +14,8 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from pydoc import locate
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,14 +23,8 @@ from torch import nn
 from ranksearch.factorize import factorized_like
 from ranksearch.latency import MeasuredLatency, with_any_weights
 from ranksearch.loading import load
-from ranksearch.models import cifar_resnet, timm_classifier, torchvision_classifier
 from ranksearch.plan import RankPlan
 from ranksearch.timing import Timing, time_calls
-
-BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    f"ranksearch.models.{builder.__name__}": builder
-    for builder in (cifar_resnet, timm_classifier, torchvision_classifier)
-}
 
 
 def main() -> None:
@@ -42,9 +37,10 @@ def main() -> None:
     options = parser.parse_args()
     device, latency = torch.device("cpu"), MeasuredLatency(batch_size=options.batch_size, repeats=options.repeats)
     slow, fast = (json.loads((folder / "front.json").read_text()) for folder in (options.by_macs, options.by_time))
-    load(options.by_time / "best")  # which says what is wrong with it
+    load(options.by_time / "best")  # which refuses a builder that is not ours
     settings = dict(json.loads((options.by_time / "best" / "plan.json").read_text())["model"])
-    dense = BUILDERS[settings.pop("_target_")](**settings).eval()
+    builder = cast(Callable[..., nn.Module], locate(settings.pop("_target_")))
+    dense = builder(**settings).eval()
     images = latency.example((options.batch_size, *fast["measured"]["input_shape"]), device)
 
     def network(point: dict[str, Any] | None) -> nn.Module:

@@ -95,10 +95,10 @@ def _explain(error: Exception) -> str:
         return (
             f"{str(error).removeprefix('Error merging override ')} cannot be used ({what}): give a value of that type"
         )
-    _, _, missing = first_line(error).partition("Missing mandatory value: ")
+    first, _, missing = first_line(error).partition("Missing mandatory value: ")
     if missing:
         return f"{missing} is not set: add {missing}=... to the command"
-    return f"the command cannot be read ({first_line(error)}): see python -m ranksearch --help"
+    return f"the command cannot be read ({first}): see python -m ranksearch --help"
 
 
 def _run(cfg: DictConfig) -> None:

@@ -88,7 +88,7 @@ def build_network(
     if sequential is None:
         network = factorize_model(model, plan, decompositions)
     else:
-        network = factorize_sequentially(model, plan, decompositions, sequential, sensitivities or {})
+        network = factorize_sequentially(model, plan, decompositions, sequential, sensitivities)
     recalibrate_batchnorm(network, calibration)
     return network.eval()
 

@@ -42,7 +42,12 @@ class DamagedError(Exception):
 
 
 class DivergedError(Exception):
-    """A training loss that is no longer a finite number."""
+    """A training loss that is no longer a finite number; what it was, then the remedy in a trial."""
+
+    @property
+    def reason(self) -> str:
+        """What the loss was, for those who have another remedy."""
+        return str(self).partition(":")[0]
 
 
 class BehindError(Exception):

@@ -62,6 +62,11 @@ class FinalizeSettings:
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise SettingError("learning_rate", self.learning_rate, "is out of range: use above 0")
 
+    @property
+    def all_steps(self) -> int:
+        """Of all fine-tunings together."""
+        return self.steps * self.seeds
+
 
 def finalize(
     problem: Problem,

@@ -44,8 +44,9 @@ def calibrated_problem(job: Job, progress: Progress) -> Problem:
             job.device,
         )
     except DivergedError as error:
-        reason = str(error).partition(":")[0]
-        raise UserError(f"the baseline failed ({reason}): lower baseline.learning_rate, or mend its weights") from None
+        raise UserError(
+            f"the baseline failed ({error.reason}): lower baseline.learning_rate, or mend its weights"
+        ) from None
     except torch.OutOfMemoryError as error:
         reason = first_line(error)
         raise UserError(

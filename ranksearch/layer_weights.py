@@ -21,7 +21,7 @@ LAYER_SPREAD, SCHEME_SPREAD = 0.5, 0.3
 FEWEST = 6
 # Noise of a score, as shares of the variance about the trend, among which the likeliest is taken.
 NOISES = (0.03, 0.1, 0.3, 0.6, 1.0)
-# Of Newton's method, after which the weights no longer move.
+# Gauss-Newton steps from the prior to the likeliest weights.
 STEPS = 4
 
 

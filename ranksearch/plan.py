@@ -20,14 +20,18 @@ SCHEMES = tuple(FIRST_AXES)
 DENSE = "dense"
 
 
-def check_scheme(scheme: object) -> str:
+def check_scheme(scheme: object, owner: str = "") -> str:
     """Give a scheme's name back.
+
+    Args:
+        scheme: the name.
+        owner: of it, as an error says it: ``" of ..."``.
 
     Raises:
         PlanError: there is no such scheme.
     """
     if not isinstance(scheme, str) or scheme not in FIRST_AXES:
-        raise PlanError(f"scheme {scheme!r} is unknown: use one of {', '.join(SCHEMES)}")
+        raise PlanError(f"scheme {scheme!r}{owner} is unknown: use one of {', '.join(SCHEMES)}")
     return scheme
 
 
@@ -39,7 +43,7 @@ def split_kernel(kernel_size: tuple[int, int], scheme: str) -> tuple[tuple[int, 
     return first, (height // first[0], width // first[1])
 
 
-def resolve_latent_size(size: float, in_size: int, out_size: int) -> int:
+def resolve_latent_size(size: float, in_size: int, out_size: int, said: str | None = None) -> int:
     """Turn a latent size as users write it into a rank.
 
     Args:
@@ -47,6 +51,7 @@ def resolve_latent_size(size: float, in_size: int, out_size: int) -> int:
             ``min(in_size, out_size)``, rounded down, and at least 1.
         in_size: input channels or features.
         out_size: output channels or features.
+        said: what an error calls the size; None for ``latent size ...``.
 
     Returns:
         The rank, at least 1.
@@ -55,12 +60,13 @@ def resolve_latent_size(size: float, in_size: int, out_size: int) -> int:
         PlanError: the size is neither.
     """
     if isinstance(size, bool) or not isinstance(size, int | float):
-        raise PlanError(f"latent size {size!r} is not a number: give an int >= 1, or a fraction in (0, 1)")
+        raise PlanError(f"{said or f'latent size {size!r}'} is not a number: give an int >= 1, or a fraction in (0, 1)")
     if isinstance(size, int) and size >= 1:
         return size
     if isinstance(size, float) and 0 < size < 1:
         return max(1, int(size * min(in_size, out_size)))
-    raise PlanError(f"latent size {size} is out of range: give an int >= 1, or a fraction in (0, 1) of min(in, out)")
+    called = said or f"latent size {size}"
+    raise PlanError(f"{called} is out of range: give an int >= 1, or a fraction in (0, 1) of min(in, out)")
 
 
 @dataclass(frozen=True)

@@ -96,12 +96,8 @@ class Progress:
         """
         done = sum(record.finished for record in records)
         self._state = RunState("search", done, facts.trials, "trials", facts=facts, records=records)
-        self._start, self._batch, self._before, self._finalize_steps = (
-            time.perf_counter(),
-            batch_size,
-            done,
-            finalize_steps,
-        )
+        self._start, self._before = time.perf_counter(), done
+        self._batch, self._finalize_steps = batch_size, finalize_steps
         self._show()
 
     def trial(self, record: TrialRecord, records: Sequence[TrialRecord]) -> None:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from math import ceil, lcm
 
 from ranksearch.cost import NetworkCost
-from ranksearch.errors import PlanError, SettingError, UserError
+from ranksearch.errors import SettingError, UserError
 from ranksearch.factorize import LayerProfile
 from ranksearch.plan import SCHEMES, LayerSpec, check_scheme, resolve_latent_size
 from ranksearch.space import LayerSpace, SearchSpace
@@ -39,25 +39,16 @@ class Rule:
     def __post_init__(self) -> None:
         if not self.schemes:
             raise UserError(f"space rule '{self.match}' has no schemes: name some of {', '.join(SCHEMES)}")
+        owner = f" of space rule '{self.match}'"
         for scheme in self.schemes:
-            try:
-                check_scheme(scheme)
-            except PlanError as error:
-                raise UserError(
-                    str(error).replace(" is unknown", f" of space rule '{self.match}' is unknown")
-                ) from None
+            check_scheme(scheme, owner)
         if self.keep not in (None, "dense"):
-            raise UserError(f"keep={self.keep} of space rule '{self.match}' is unknown: use dense, or leave it out")
+            raise UserError(f"keep={self.keep}{owner} is unknown: use dense, or leave it out")
         for what in ("low", "high", "step"):
             value = getattr(self, what)
             if value is None:
                 continue
-            try:
-                resolve_latent_size(value, 1, 1)
-            except UserError as error:
-                reason, _, remedy = str(error).partition(": ")
-                found = reason.replace(f"latent size {value!r}", f"{what}={value} of space rule '{self.match}'")
-                raise UserError(f"{found}: {remedy}") from None
+            resolve_latent_size(value, 1, 1, said=f"{what}={value}{owner}")
 
 
 @dataclass(frozen=True)

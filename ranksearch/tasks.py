@@ -114,9 +114,8 @@ def _finish(job: Job, progress: Progress, problem: Problem, study: Study) -> Non
     if not front(records):
         raise UserError(_why_none_completed(study))
     picked = pick(records, config.pick, problem.baseline.accuracy)
-    steps = config.finalize.steps * config.finalize.seeds
     try:
-        progress.stage("finalize", steps, problem.fine_tuning.batch_size)
+        progress.stage("finalize", config.finalize.all_steps, problem.fine_tuning.batch_size)
         finalize(
             problem,
             config.study.name,
@@ -129,8 +128,9 @@ def _finish(job: Job, progress: Progress, problem: Problem, study: Study) -> Non
             progress.step,
         )
     except DivergedError as error:
-        reason = str(error).partition(":")[0]
-        raise UserError(f"finalizing failed ({reason}), all trials are kept: lower finalize.learning_rate") from None
+        raise UserError(
+            f"finalizing failed ({error.reason}), all trials are kept: lower finalize.learning_rate"
+        ) from None
 
 
 def _write(job: Job, problem: Problem, study: Study) -> None:
@@ -167,14 +167,13 @@ def _run_trials(job: Job, progress: Progress, problem: Problem, study: Study, sa
     log.info("study '%s': %d of %d trials finished", settings.name, done, settings.n_trials)
     page = DashboardPage(study, facts, job.folder, Path(job.config.outputs))
     page.refresh()
-    finalize_steps = job.config.finalize.steps * job.config.finalize.seeds
 
     def tell(record: TrialRecord) -> None:
         known = read_trials(study)
         progress.trial(record, known)
         page.refresh_if_due(known)
 
-    progress.trials(facts, records, problem.fine_tuning.batch_size, finalize_steps)
+    progress.trials(facts, records, problem.fine_tuning.batch_size, job.config.finalize.all_steps)
     run_trials(study, problem, settings, sampler, tell, job.config.pruning, page.trial)
 
 

@@ -30,6 +30,19 @@ from ranksearch.study import open_study
 from ranksearch.trial import evaluate_plan
 
 
+def break_the_second(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let the second plan's evaluation raise an error, and all others do their work."""
+    calls = []
+
+    def sometimes(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise error
+        return evaluate_plan(*args)
+
+    monkeypatch.setattr(search, "evaluate_plan", sometimes)
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -40,16 +53,8 @@ from ranksearch.trial import evaluate_plan
 def test_what_breaks_a_trial_fails_it_and_no_other(
     error: Exception, reason: str, problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
-
-    def sometimes(*args: object) -> object:
-        calls.append(args)
-        if len(calls) == 2:
-            raise error
-        return evaluate_plan(*args)
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    monkeypatch.setattr(search, "evaluate_plan", sometimes)
+    break_the_second(monkeypatch, error)
     records = read_trials(start(problem, 4))
     assert [record.state for record in records] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert reason in records[1].reason
@@ -58,17 +63,9 @@ def test_what_breaks_a_trial_fails_it_and_no_other(
 def test_an_interrupted_trial_is_not_counted_and_its_plan_comes_first_again(
     problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
-
-    def interrupted(*args: object) -> object:
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return evaluate_plan(*args)
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = open_study("s", InMemoryStorage(), SETTINGS)
-    monkeypatch.setattr(search, "evaluate_plan", interrupted)
+    break_the_second(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         start(problem, 3, study)
     assert finished(study.trials) == 1
@@ -132,16 +129,9 @@ def test_a_server_that_is_away_in_the_middle_of_a_trial_costs_no_trial(
 
 
 def test_a_trial_that_a_lost_connection_ends_is_tried_again(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def cut_off(*args: object) -> object:
-        calls.append(args)
-        if len(calls) == 2:
-            lost = OperationalError("SELECT", {}, Exception("terminating connection"), connection_invalidated=True)
-            raise StorageInternalError from lost
-        return evaluate_plan(*args)
-
-    monkeypatch.setattr(search, "evaluate_plan", cut_off)
+    cut_off = StorageInternalError()
+    cut_off.__cause__ = OperationalError("SELECT", {}, Exception("terminating connection"), connection_invalidated=True)
+    break_the_second(monkeypatch, cut_off)
     study = start(problem, 3)
     states = [record.state for record in read_trials(study)]
     assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]

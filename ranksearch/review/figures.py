@@ -154,10 +154,7 @@ def fine_tuning_figure(facts: StudyFacts, records: Sequence[TrialRecord]) -> go.
         hovertemplate="trial %{customdata[0]} (%{customdata[1]}x): %{x:.2f} to %{y:.2f} %<extra></extra>",
         showlegend=False,
     )
-    ends = [100 * value for _, result in done for value in (result.accuracy_before, result.accuracy)] or [
-        0.0,
-        100.0,
-    ]
+    ends = [100 * value for _, result in done for value in (result.accuracy_before, result.accuracy)] or [0.0, 100.0]
     both = [min(ends), max(ends)]
     figure.add_scatter(x=both, y=both, mode="lines", line={"dash": "dot", "color": GREY}, hoverinfo="skip")
     figure.update_layout(showlegend=False)

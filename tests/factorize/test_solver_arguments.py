@@ -8,18 +8,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from test_solver import problem
 from torch import Tensor
 
 from ranksearch.errors import DataError, PlanError
 from ranksearch.factorize import LowRankSolution, factorize_conv2d, factorize_matrix
-
-
-def problem(seed: int, rows: int, wide: int, out: int) -> tuple[Tensor, Tensor, Tensor]:
-    torch.manual_seed(seed)
-    X = torch.randn(rows, wide).double() @ torch.randn(wide, wide).double() + 2
-    Wa = torch.randn(wide, out).double()
-    return X, X @ Wa + 0.3 * torch.randn(rows, out).double() - 1, Wa
-
 
 X, Y, WA = problem(0, 20, 6, 5)
 BAD = [
