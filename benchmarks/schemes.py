@@ -29,7 +29,8 @@ import torch
 from schemes_picture import picture
 from torch import Tensor, nn
 
-from ranksearch.closed_form import COMPARED_ON, choose, predict, propose
+from ranksearch.batches import predict
+from ranksearch.closed_form import COMPARED_ON, choose, propose
 from ranksearch.cost import MacsCost, NetworkCost, count_macs
 from ranksearch.factorize import (
     collect_statistics,

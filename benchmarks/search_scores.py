@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from ranksearch.allocation import OptionTable
-from ranksearch.closed_form import divergence, predict
+from ranksearch.batches import divergence, predict
 from ranksearch.datasets import batches, endless_batches
 from ranksearch.experience import Options
 from ranksearch.factorize import FactorizedConv2d, FactorizedLinear

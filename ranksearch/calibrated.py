@@ -4,28 +4,96 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ranksearch.device import give_back_memory
+from ranksearch.batches import divergence, predict
 from ranksearch.errors import DataError
 from ranksearch.factorize import (
     Decomposition,
     LayerStatistics,
+    NormStatistics,
+    adapt_batchnorm,
     affordable_images,
     collect_statistics,
     decompose_schemes,
+    estimate_batchnorm,
     factorize_model,
     factorize_sequentially,
-    recalibrate_batchnorm,
+    require_called,
+    statistics_of_norms,
+    untouched,
 )
 from ranksearch.plan import RankPlan
 from ranksearch.space import Errors, SearchSpace
 
 log = logging.getLogger(__name__)
+
+# Comparison images that decide how BatchNorm is adapted.
+DECIDE_ON = 128
+# With fewer images in all, none are kept back to decide by.
+FEWEST_TO_DECIDE = 32
+
+
+@dataclass(frozen=True)
+class DenseReference:
+    """What the dense network gives on some images, computed once for all plans.
+
+    Attributes:
+        calibration: inputs that BatchNorm's statistics are estimated on, `[B, ...]` each.
+        stored: the running statistics that the dense network has, by the norm's name.
+        estimated: the same as `calibration` shows them.
+        comparison: inputs that plans are compared on, which no estimate and no decomposition has seen.
+        predictions: of the dense network on these, `[N, ...]`; see `batches.predict`.
+    """
+
+    calibration: tuple[Tensor, ...]
+    stored: Mapping[str, NormStatistics]
+    estimated: Mapping[str, NormStatistics]
+    comparison: tuple[Tensor, ...]
+    predictions: Tensor
+
+    @staticmethod
+    def from_model(model: nn.Module, calibration: Sequence[Tensor], comparison: Sequence[Tensor]) -> DenseReference:
+        """Compute it.
+
+        Args:
+            model: the dense network; is not touched.
+            calibration: inputs, `[B, ...]` each.
+            comparison: others; may be none.
+        """
+        with untouched(model):
+            predictions = predict(model, comparison) if comparison else torch.zeros(0)
+        stored = statistics_of_norms(model)
+        estimated = estimate_batchnorm(model, calibration) if stored else {}
+        return DenseReference(tuple(calibration), stored, estimated, tuple(comparison), predictions)
+
+    def adapt(self, network: nn.Module) -> None:
+        """Adapt a factorized network's BatchNorm, in place; see `adapt_batchnorm`."""
+        if not self.stored:
+            return
+        decisive = self._first(DECIDE_ON)
+        dense = self.predictions[: sum(map(len, decisive))]
+
+        def diverge(factorized: nn.Module) -> float:
+            return divergence(predict(factorized.eval(), decisive), dense)
+
+        adapt_batchnorm(
+            network, self.stored, self.estimated, self.calibration, divergence=diverge if decisive else None
+        )
+
+    def _first(self, count: int) -> list[Tensor]:
+        """Comparison batches up to a number of examples."""
+        found: list[Tensor] = []
+        for batch in self.comparison:
+            left = count - sum(map(len, found))
+            if left > 0:
+                found.append(batch[:left])
+        return found
 
 
 @dataclass(frozen=True)
@@ -38,8 +106,7 @@ class Calibrated:
         decompositions: layer name -> scheme -> decomposition, of every layer in the space.
         errors: layer name -> scheme -> the expected error at rank 0, 1, ...
         harms: the same, weighed by what an error is feared to do to the network; see `proxies`.
-        calibration: inputs to recalibrate with, each `[B, C, H, W]`.
-        comparison: inputs to compare closed-form plans on, which no decomposition has seen.
+        reference: what the dense network gives on the images of calibration and comparison.
         sequential: inputs to solve a plan's layers on one after another, `[B, C, H, W]`; None where each is solved by
             itself.
         sensitivities: layer name -> what errors are weighed by; see `collect_sensitivities`.
@@ -50,13 +117,22 @@ class Calibrated:
     decompositions: Mapping[str, Mapping[str, Decomposition]]
     errors: Errors
     harms: Errors
-    calibration: tuple[Tensor, ...]
-    comparison: tuple[Tensor, ...]
+    reference: DenseReference
     sequential: Tensor | None
     sensitivities: Mapping[str, Tensor]
 
+    @property
+    def calibration(self) -> tuple[Tensor, ...]:
+        """Inputs that layers are decomposed on, `[B, ...]` each."""
+        return self.reference.calibration
+
+    @property
+    def comparison(self) -> tuple[Tensor, ...]:
+        """Inputs that plans are compared on, which no decomposition has seen."""
+        return self.reference.comparison
+
     def build(self, plan: RankPlan, images: int | None = None) -> nn.Module:
-        """A plan's network before any fine-tuning, BatchNorm recalibrated, in eval mode.
+        """A plan's network before any fine-tuning, BatchNorm adapted, in eval mode.
 
         Args:
             plan: layers, their schemes and their latent sizes.
@@ -64,33 +140,50 @@ class Calibrated:
         """
         give_back_memory()  # what the last one took in small pieces, for this one takes large ones
         inputs = None if self.sequential is None else self.sequential[:images]
-        return build_network(self.model, plan, self.decompositions, self.calibration, inputs, self.sensitivities)
+        return build_network(self.model, plan, self.decompositions, self.reference, inputs, self.sensitivities)
 
 
 def build_network(
     model: nn.Module,
     plan: RankPlan,
     decompositions: Mapping[str, Mapping[str, Decomposition]],
-    calibration: Iterable[Tensor],
+    reference: DenseReference,
     sequential: Tensor | None,
     sensitivities: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """A plan's network, BatchNorm recalibrated, in eval mode.
+    """A plan's network, BatchNorm adapted, in eval mode.
 
     Args:
         model: the dense network; is not touched.
         plan: layers, their schemes and their latent sizes.
         decompositions: layer name -> scheme -> decomposition, of every layer in the plan.
-        calibration: inputs to recalibrate with, `[B, C, H, W]` each.
+        reference: what the dense network gives.
         sequential: inputs to solve the layers on one after another; None solves each by itself.
         sensitivities: what output errors are weighed by; None for all alike.
+
+    Raises:
+        PlanError: the network passes a layer over once it is factorized.
     """
     if sequential is None:
         network = factorize_model(model, plan, decompositions)
     else:
         network = factorize_sequentially(model, plan, decompositions, sequential, sensitivities)
-    recalibrate_batchnorm(network, calibration)
+    require_called(network, plan, reference.calibration[0][:1])
+    reference.adapt(network)
     return network.eval()
+
+
+def held_back(batches: Sequence[Tensor], fewest: int = FEWEST_TO_DECIDE) -> tuple[list[Tensor], list[Tensor]]:
+    """Images to compare on, a quarter of all, and the others; of fewer than some number, none are kept back.
+
+    Args:
+        batches: `[B, ...]` each, of one size.
+        fewest: images.
+    """
+    images, size = torch.cat(list(batches)), max(map(len, batches))
+    kept = len(images) // 4 if len(images) >= fewest else 0
+    comparison = list(torch.split(images[:kept], size)) if kept else []
+    return comparison, list(torch.split(images[kept:], size))
 
 
 def sequential_inputs(model: nn.Module, images: Sequence[Tensor], most: int) -> Tensor | None:
@@ -165,8 +258,7 @@ def decompose_layers(
         decompositions=decompositions,
         errors=errors,
         harms=errors,
-        calibration=tuple(images),
-        comparison=tuple(comparison),
+        reference=DenseReference.from_model(model, images, comparison),
         sequential=sequential_inputs(model, images, sequential_images),
         sensitivities=felt,
     )

@@ -10,14 +10,12 @@ No label is read.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ranksearch.batches import divergence, predict
 from ranksearch.calibrated import Calibrated
 from ranksearch.errors import PlanError
 from ranksearch.plan import SCHEMES, RankPlan
@@ -71,31 +69,6 @@ def propose(space: SearchSpace, errors: Errors, budget: int) -> list[RankPlan]:
     return list(dict.fromkeys(plans))
 
 
-@torch.no_grad()
-def predict(network: nn.Module, images: Iterable[Tensor]) -> Tensor:
-    """Logarithms of the predicted probabilities, `[N, num_classes]`, on the CPU.
-
-    Args:
-        network: in eval mode; maps `[B, C, H, W]` to logits `[B, num_classes]`.
-        images: batches.
-    """
-    return torch.cat([F.log_softmax(network(batch).cpu().double(), dim=1) for batch in images])
-
-
-def divergence(predicted: Tensor, dense: Tensor) -> float:
-    """Kullback-Leibler divergence of predictions from the dense network's, in nats, the mean over images.
-
-    Args:
-        predicted: from `predict`.
-        dense: the same of the dense network.
-
-    Returns:
-        The divergence; infinite where a network predicts no finite numbers.
-    """
-    found = float(F.kl_div(predicted, dense, reduction="batchmean", log_target=True))
-    return found if math.isfinite(found) else math.inf
-
-
 def choose(
     plans: Sequence[RankPlan],
     errors: Errors,
@@ -142,6 +115,6 @@ def closed_form(layers: Calibrated, budgets: Sequence[int]) -> list[RankPlan]:
     def build(plan: RankPlan) -> nn.Module:
         return layers.build(plan, COMPARED_ON)
 
-    dense = predict(layers.model, layers.comparison)
+    dense = layers.reference.predictions
     proposals = (propose(layers.space, layers.harms, budget) for budget in budgets)
     return [choose(plans, layers.errors, build, layers.comparison, dense) for plans in proposals]

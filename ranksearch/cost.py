@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ranksearch.factorize.dry_run import dry_run
+from ranksearch.factorize.dry_run import dry_run, meta_example
 from ranksearch.plan import LayerSpec, RankPlan
 
 
@@ -95,7 +95,7 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
             run()
         return int(counter.get_total_flops()) // 2
 
-    return dry_run(model, torch.empty(1, *input_shape, device="meta"), count)
+    return dry_run(model, meta_example(model, (1, *input_shape)), count)
 
 
 def count_params(model: nn.Module) -> int:

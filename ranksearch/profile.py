@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ranksearch.closed_form import COMPARED_ON, closed_form_budgets, predict, total_error
+from ranksearch.batches import predict
+from ranksearch.closed_form import COMPARED_ON, closed_form_budgets, total_error
 from ranksearch.cost import NetworkCost
 from ranksearch.files import write_csv
 from ranksearch.latency import LatencyCost, MeasuredLatency
@@ -96,7 +97,7 @@ def profile_problem(problem: Problem, latency: MeasuredLatency) -> Profile:
     rows = [_row(name, problem, times, plans[0]) for name in macs.layers]
     total = (macs.of(plans[0]), times.of(plans[0]))
     rows.append(ProfileRow(NETWORK, macs.dense, 1.0, times.dense, {}, {}, "", None, *total, None))
-    dense = predict(problem.model, problem.comparison).argmax(1)
+    dense = problem.reference.predictions.argmax(1)
     front = []
     for plan in plans:
         same = predict(problem.build(plan, COMPARED_ON), problem.comparison).argmax(1) == dense

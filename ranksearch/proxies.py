@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
-from ranksearch.closed_form import COMPARED_ON, divergence, predict
+from ranksearch.batches import divergence, predict
+from ranksearch.closed_form import COMPARED_ON
 from ranksearch.errors import SettingError
 from ranksearch.factorize import collect_outputs, collect_sensitivities
 from ranksearch.plan import LayerChoice, RankPlan
@@ -95,7 +96,7 @@ class Probes:
 
     def weights(self, problem: Problem) -> Weights:
         """A weight for each scheme of each layer."""
-        dense = predict(problem.model, problem.comparison)
+        dense = problem.reference.predictions
         harms = {}
         for layer in problem.space.layers:
             name = layer.spec.name

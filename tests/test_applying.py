@@ -10,6 +10,7 @@ from conftest import CPU
 from torch import nn
 
 import ranksearch
+from ranksearch.calibrated import decompose_layers, held_back
 from ranksearch.datasets import Splits, batches, draw, endless_batches
 from ranksearch.errors import PlanError
 from ranksearch.factorize import factorized_like, recalibrate_batchnorm
@@ -22,10 +23,10 @@ from ranksearch.training import Recipe, evaluate, train
 
 def test_on_the_same_weights_and_images_it_is_what_a_trial_builds(problem: Problem) -> None:
     plan = problem.space.allocate(problem.errors, problem.space.cost.dense // 3)
-    images = torch.cat(problem.calibration)
-    assert problem.sequential is not None
-    assert torch.equal(images, problem.sequential)
-    ours, theirs = ranksearch.apply(plan, problem.model, problem.calibration), problem.build(plan)
+    comparison, calibration = held_back(problem.calibration)
+    assert len(torch.cat(comparison)) * 3 == len(torch.cat(calibration))
+    trials = decompose_layers(problem.model, problem.space, calibration, comparison, sequential_images=256)
+    ours, theirs = ranksearch.apply(plan, problem.model, problem.calibration), trials.build(plan)
     for name, value in theirs.state_dict().items():
         assert torch.allclose(ours.state_dict()[name], value, atol=1e-5), name
 

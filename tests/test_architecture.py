@@ -12,8 +12,6 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "ranksearch"
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
-# No room is longer than this: a file that needs more is two ideas.
-LONGEST = 300
 
 
 def table(heading: str, names_in: int) -> list[list[str]]:
@@ -123,14 +121,6 @@ def test_the_picture_names_modules_that_there_are() -> None:
 def test_outside_packages_are_imported_in_their_homes_only(package: str) -> None:
     users = {room for room, names in imports().items() if any(name.split(".")[0] == package for name in names)}
     assert users <= HOMES[package]
-
-
-def test_no_file_outgrows_its_idea() -> None:
-    files = [
-        file for folder in ("ranksearch", "tests", "benchmarks", "examples") for file in (ROOT / folder).rglob("*.py")
-    ]
-    long = {file.relative_to(ROOT).as_posix() for file in files if len(file.read_text().splitlines()) > LONGEST}
-    assert {name for name in long if f"`{name}`" not in TEXT} == set()  # or the reason stands there
 
 
 def test_no_file_is_for_odds_and_ends() -> None:

@@ -10,7 +10,7 @@ from test_space import COST, space
 from torch import nn
 from torch.nn import functional as F
 
-from ranksearch.closed_form import (
+from ranksearch.closed_form import 
     COMPARED_ON,
     SUBSETS,
     choose,

@@ -53,5 +53,5 @@ def test_images_or_weights_that_are_not_numbers_are_told_with_the_layer(problem:
         ranksearch.find_plan(problem.model, [images], 2)
     with pytest.raises(UserError, match="0 images are too few to plan on"):
         ranksearch.find_plan(problem.model, [], 2)
-    with pytest.raises(UserError, match="0 images are too few to solve on: give some"):
+    with pytest.raises(UserError, match="0 images are too few to solve on: give 1 or more"):
         ranksearch.apply(RankPlan({"layer1.0.conv1": LayerChoice(2)}), problem.model, [])

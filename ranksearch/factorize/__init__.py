@@ -1,19 +1,28 @@
 """Low-rank factorization of trained layers: torch only, usable on its own."""
 
-from ranksearch.factorize.calibration import (
-    collect_outputs,
-    collect_sensitivities,
-    collect_statistics,
+from ranksearch.factorize.batchnorm import (
+    NormStatistics,
+    adapt_batchnorm,
+    estimate_batchnorm,
     recalibrate_batchnorm,
+    statistics_of_norms,
 )
+from ranksearch.factorize.calibration import collect_outputs, collect_sensitivities, collect_statistics
 from ranksearch.factorize.decomposition import decompose, decompose_schemes
 from ranksearch.factorize.factors import Decomposition, Factors
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear, factorizing_could_speedup
 from ranksearch.factorize.patches import PatchMoments
 from ranksearch.factorize.sequential import affordable_images, factorize_sequentially
 from ranksearch.factorize.solver import LowRankSolution, factorize_conv2d, factorize_matrix
+from ranksearch.factorize.source_model import untouched, unwrap
 from ranksearch.factorize.statistics import LayerStatistics, Moments
-from ranksearch.factorize.surgery import LayerProfile, factorize_model, factorized_like, profile_layers
+from ranksearch.factorize.surgery import (
+    LayerProfile,
+    factorize_model,
+    factorized_like,
+    profile_layers,
+    require_called,
+)
 
 __all__ = [
     "Decomposition",
@@ -24,13 +33,16 @@ __all__ = [
     "LayerStatistics",
     "LowRankSolution",
     "Moments",
+    "NormStatistics",
     "PatchMoments",
+    "adapt_batchnorm",
     "affordable_images",
     "collect_outputs",
     "collect_sensitivities",
     "collect_statistics",
     "decompose",
     "decompose_schemes",
+    "estimate_batchnorm",
     "factorize_conv2d",
     "factorize_matrix",
     "factorize_model",
@@ -39,4 +51,8 @@ __all__ = [
     "factorizing_could_speedup",
     "profile_layers",
     "recalibrate_batchnorm",
+    "require_called",
+    "statistics_of_norms",
+    "untouched",
+    "unwrap",
 ]

@@ -1,34 +1,22 @@
-"""What is learned from a few batches: layer statistics before factorizing, BatchNorm's after it."""
+"""Statistics of layers from a few batches: moments of inputs and outputs, and of the loss's gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from ranksearch.batches import inputs_of, prediction_of
 from ranksearch.errors import PlanError
 from ranksearch.factorize.patches import LARGEST_TO_UNFOLD, PatchMoments, Taps, at_least_float32
+from ranksearch.factorize.source_model import untouched, unwrap
 from ranksearch.factorize.statistics import Layer, LayerStatistics, Moments, groups_of
 from ranksearch.plan import SCHEMES, check_scheme
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to eval mode, and every module back to its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def as_rows(values: Tensor, layer: nn.Module) -> Tensor:
@@ -152,6 +140,7 @@ def collect_statistics(
         else the products that `PatchMoments` names, mostly in float32. On the way, the patches of a few maps of few
         numbers to a patch, 32 MiB or one map's.
     """
+    model = unwrap(model)
     split = {check_scheme(scheme) for scheme in schemes} != {"full"}
     observers = {name: _Observer(_layer(model, name), split) for name in layers}
     handles = [
@@ -160,8 +149,8 @@ def collect_statistics(
         )  # before hooks that change the output
         for name, observer in observers.items()
     ]
-    with hooked(handles), evaluating(model):
-        for batch in batches:
+    with hooked(handles), untouched(model):
+        for batch in inputs_of(batches):
             model(batch)
     return {name: observer.result() for name, observer in observers.items() if observer.calls}
 
@@ -178,7 +167,7 @@ def collect_outputs(model: nn.Module, batches: Iterable[Tensor], layers: Iterabl
     Returns:
         Layer name -> moments of `[groups, out / groups]` numbers, of every layer that ran.
     """
-    found: dict[str, Moments] = {}
+    model, found = unwrap(model), dict[str, Moments]()
 
     def watch(name: str) -> Callable[..., None]:
         def observe(layer: Layer, _: object, output: Tensor) -> None:
@@ -187,8 +176,8 @@ def collect_outputs(model: nn.Module, batches: Iterable[Tensor], layers: Iterabl
         return observe
 
     handles = [_layer(model, name).register_forward_hook(watch(name), prepend=True) for name in layers]
-    with hooked(handles), evaluating(model):
-        for batch in batches:
+    with hooked(handles), untouched(model):
+        for batch in inputs_of(batches):
             model(batch)
     return found
 
@@ -217,7 +206,7 @@ def collect_sensitivities(
     Returns:
         Layer name -> `[groups, out / groups, out / groups]`, float64, for `decompose`.
     """
-    sums: dict[str, Tensor] = {}
+    model, sums = unwrap(model), dict[str, Tensor]()
     rows = dict.fromkeys(layers, 0)
 
     def watch(name: str) -> Callable[..., None]:
@@ -235,55 +224,12 @@ def collect_sensitivities(
 
     handles = [_layer(model, name).register_forward_hook(watch(name)) for name in rows]
     generator = torch.Generator().manual_seed(seed)
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    kept = {parameter: parameter.grad for parameter in model.parameters()}
-    try:
-        for parameter in kept:
+    with hooked(handles), untouched(model), torch.enable_grad():
+        for parameter in model.parameters():
             parameter.grad = None
             parameter.requires_grad_(True)
-        with hooked(handles), evaluating(model), torch.enable_grad():
-            for batch in batches:
-                logits = model(batch)
-                labels = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
-                F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()  # type: ignore[no-untyped-call]  # as torch declares it
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        for parameter, gradient in kept.items():
-            parameter.grad = gradient
+        for batch in inputs_of(batches):
+            logits = prediction_of(model(batch))
+            labels = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
+            F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()  # type: ignore[no-untyped-call]  # as torch declares it
     return {name: total / rows[name] for name, total in sums.items()}
-
-
-@torch.no_grad()
-def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Estimate every BatchNorm's running statistics anew, in place.
-
-    Each becomes the plain average over the batches; affine weights and all other modules stay as they are.
-
-    Args:
-        model: in any mode; only its BatchNorm layers see training mode.
-        batches: inputs, `[B, ...]`, on the model's device; without any, nothing changes.
-    """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    images = iter(batches)
-    first = next(images, None)
-    if first is None:
-        return
-    with evaluating(model), estimating(norms):
-        for batch in chain([first], images):
-            model(batch)
-
-
-@contextmanager
-def estimating(norms: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Let norms gather running statistics anew, as plain averages over the calls inside; in training mode after it."""
-    momenta = {norm: norm.momentum for norm in norms if norm.track_running_stats}
-    try:
-        for norm in momenta:
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average
-            norm.training = True
-        yield
-    finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum

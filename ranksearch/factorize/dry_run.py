@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from ranksearch.factorize.source_model import clone, require_ready, unwrap
 
 Seen = TypeVar("Seen")
 
@@ -24,6 +25,8 @@ def dry_run(model: nn.Module, example: Tensor, watch: Callable[[nn.Module, Calla
         example: a batch of inputs; only its shape and dtype matter.
         watch: is given the copy and what runs it, and returns what it saw.
     """
+    model = unwrap(model)
+    require_ready(model)
     meta = torch.device("meta")
     try:
         return _on(meta, model, example, watch)
@@ -35,7 +38,7 @@ def dry_run(model: nn.Module, example: Tensor, watch: Callable[[nn.Module, Calla
 def _on(
     device: torch.device, model: nn.Module, example: Tensor, watch: Callable[[nn.Module, Callable[[], None]], Seen]
 ) -> Seen:
-    ghost = copy.deepcopy(model).to(device).eval()
+    ghost = clone(model).to(device).eval()
 
     def run() -> None:
         # What forward makes by itself, such as positions to embed, must then be on the same device.
@@ -43,6 +46,17 @@ def _on(
             ghost(torch.zeros(example.shape, dtype=example.dtype, device=device))
 
     return watch(ghost, run)
+
+
+def meta_example(model: nn.Module, shape: Sequence[int]) -> Tensor:
+    """A batch of inputs without numbers, of the model's own floating-point type.
+
+    Args:
+        model: that it is for.
+        shape: `[B, ...]`.
+    """
+    types = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return torch.empty(tuple(shape), device="meta", dtype=next(types, torch.float32))
 
 
 def watch_layer(layer: nn.Module, on_call: Callable[[Tensor, Tensor], None], on_read: Callable[[], None]) -> None:
@@ -88,7 +102,7 @@ def layer_inputs(
         run()
         return shapes
 
-    return dry_run(model, torch.empty(batch_size, *input_shape, device="meta"), watch)
+    return dry_run(model, meta_example(model, (batch_size, *input_shape)), watch)
 
 
 def _noting(shapes: list[torch.Size]) -> Callable[[Tensor, Tensor], None]:

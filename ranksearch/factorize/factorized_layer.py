@@ -52,7 +52,11 @@ def check_input(input: Tensor, layer: Layer) -> None:
 
 
 class FactorizedLayer(nn.Module):
-    """Two factors in the place of one layer; a subclass says how they and their product look."""
+    """Two factors in the place of one layer; a subclass says how they and their product look.
+
+    Such a subclass is one of the dense layer's class as well, without its parameters: code around a layer may ask for
+    its type, read its settings and its weight, and call it by keyword, as it did before.
+    """
 
     __jit_unused_properties__ = (
         "latent_size",
@@ -62,6 +66,14 @@ class FactorizedLayer(nn.Module):
         "in_features",
         "out_channels",
         "out_features",
+        "weight",
+        "bias",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
     )
     if TYPE_CHECKING:  # for TorchScript would read annotations of a class as its own
         module0: Layer
@@ -73,9 +85,19 @@ class FactorizedLayer(nn.Module):
         """Numbers between the two factors."""
         return self.module0.weight.shape[0]
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the two factors make together, of the dense layer's shape; computed at every read."""
+        raise NotImplementedError
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The second factor's."""
+        return self.module1.bias
+
+    def forward(self, input: Tensor) -> Tensor:
         """Apply both factors."""
-        out: Tensor = self.module1(self.module0(x))
+        out: Tensor = self.module1(self.module0(input))
         return out
 
     def reset_parameters(self) -> None:
@@ -115,16 +137,24 @@ class FactorizedLayer(nn.Module):
             rank: the latent size.
 
         Returns:
-            The solution; at or above the present latent size the present factors, with rank -1.
+            The solution. For a rank of the inputs or outputs and more, one matrix or kernel, with ``Wb`` None and rank
+            -1; for a lower one that is at least the present latent size, the present factors, with rank -1.
 
         Raises:
             DataError: the input is empty, not finite, or of another shape.
         """
-        size = self._spec().rank(rank)
-        before, present = self.module0.weight.detach(), self.module1.weight.detach()
+        spec = self._spec()
+        size, bias = spec.rank(rank), None if self.bias is None else self.bias.detach()
+        if size >= min(spec.in_size, spec.out_size):
+            weight, _ = self._as_solution(self.weight.detach(), self.module1.weight.detach())
+            return LowRankSolution(weight, None, bias, -1, 0.0)
         if size >= self.latent_size:
-            bias = None if self.module1.bias is None else self.module1.bias.detach()
-            return LowRankSolution(*self._as_solution(before, present), bias, -1, 0.0)
+            factors = self._as_solution(self.module0.weight.detach(), self.module1.weight.detach())
+            return LowRankSolution(*factors, bias, -1, 0.0)
+        return self._solve(input, size)
+
+    def _solve(self, input: Tensor, size: int) -> LowRankSolution:
+        """The best two factors of a latent size below the present one."""
         dense = self._product()
         statistics = statistics_of(dense, input, self.scheme)
         factors = decompose(dense, statistics, scheme=self.scheme).factors(dense, size)
@@ -137,8 +167,8 @@ class FactorizedLayer(nn.Module):
         """Take a solution's factors over.
 
         Raises:
-            DataError: the solution says that nothing was factorized (rank -1), or was made for another layer; the
-                layer is then unchanged.
+            DataError: the solution says that nothing was factorized (rank -1, or one matrix or kernel), or was made for
+                another layer; the layer is then unchanged.
         """
         if solution.rank == -1 or solution.Wb is None:
             raise DataError("a solution of rank -1 is not factorized: keep the layer as it is")
@@ -170,7 +200,8 @@ class FactorizedLayer(nn.Module):
         if size > self.latent_size:
             raise PlanError(f"latent size {size} exceeds the present {self.latent_size}: give that or less")
         if size < self.latent_size:
-            self.apply_solution(self.solution_for_rank(input, size))
+            with torch.no_grad():
+                self.apply_solution(self._solve(input, size))
 
     @staticmethod
     def _as_solution(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from ranksearch.factorize.statistics import Layer, LayerStatistics
 from ranksearch.plan import FIRST_AXES, LayerSpec, check_scheme
 
 
-class FactorizedConv2d(FactorizedLayer):
+class FactorizedConv2d(FactorizedLayer, nn.Conv2d):  # type: ignore[override]  # properties for attributes
     """A convolution as two, with the latent channels between them; the scheme says how its kernel is split.
 
     ========== ============================ ============================
@@ -60,7 +60,7 @@ class FactorizedConv2d(FactorizedLayer):
         scheme: str = "full",
         **kwargs: Any,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not the dense layer's, which would make its weight
         kernel, groups = pair(kernel_size), kwargs.get("groups", 1)
         spec = LayerSpec("convolution", "conv2d", in_channels, out_channels, 1, kernel, groups)
         latent = spec.require_saving(spec.rank(latent_channels), scheme)
@@ -70,15 +70,63 @@ class FactorizedConv2d(FactorizedLayer):
         self.module0 = nn.Conv2d(in_channels, latent, bias=False, **first)
         self.module1 = nn.Conv2d(latent, out_channels, bias=bias, **second)
 
+    # What follows reads as the dense layer's: mypy sees attributes there, which properties stand for here.
     @property
-    def in_channels(self) -> int:
+    def in_channels(self) -> int:  # type: ignore[override]  # read-only here
         """Input channels."""
         return self.module0.in_channels
 
     @property
-    def out_channels(self) -> int:
+    def out_channels(self) -> int:  # type: ignore[override]  # read-only here
         """Output channels."""
         return self.module1.out_channels
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:  # type: ignore[override]  # read-only here
+        """Height and width of the kernel that the two factors share."""
+        return pair(self._settings()["kernel_size"])
+
+    @property
+    def stride(self) -> tuple[int, int]:  # type: ignore[override]  # read-only here
+        """Of both factors together."""
+        return pair(self._settings()["stride"])
+
+    @property
+    def padding(self) -> str | tuple[int, int]:  # type: ignore[override]  # read-only here
+        """Of both factors together."""
+        padding: str | tuple[int, int] = self._settings()["padding"]
+        return padding
+
+    @property
+    def dilation(self) -> tuple[int, int]:  # type: ignore[override]  # read-only here
+        """Of both factors together."""
+        return pair(self._settings()["dilation"])
+
+    @property
+    def groups(self) -> int:  # type: ignore[override]  # read-only here
+        """Of either factor."""
+        return self.module0.groups
+
+    @property
+    def padding_mode(self) -> str:  # type: ignore[override]  # read-only here
+        """Of either factor."""
+        return str(self._settings()["padding_mode"])
+
+    transposed = False
+    output_padding = (0, 0)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]  # computed here
+        """`[out_channels, in_channels / groups, height, width]`, computed from both factors at every read."""
+        groups, latent = self.groups, self.latent_size // self.groups
+        up = self.module1.weight.reshape(groups, -1, *self.module1.weight.shape[1:])
+        down = self.module0.weight.reshape(groups, latent, *self.module0.weight.shape[1:])
+        # Along each axis one of the two has all of the kernel, and the other a single number.
+        return torch.einsum("gorab,grcij->gocaibj", up, down).flatten(5).flatten(3, 4).flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        """The dense layer's sizes, the latent size and the scheme."""
+        return f"{self.in_channels}, {self.out_channels}, latent_channels={self.latent_size}, scheme='{self.scheme}'"
 
     @property
     def latent_channels(self) -> int:
@@ -145,14 +193,8 @@ class FactorizedConv2d(FactorizedLayer):
         return joined_settings(self.module0, self.module1, self.scheme)
 
     def _product(self) -> nn.Conv2d:
-        settings = self._settings()
-        groups, latent = settings["groups"], self.latent_size // settings["groups"]
-        with torch.no_grad():
-            up = self.module1.weight.reshape(groups, -1, *self.module1.weight.shape[1:])
-            down = self.module0.weight.reshape(groups, latent, *self.module0.weight.shape[1:])
-            # Along each axis one of the two has all of the kernel, and the other a single number.
-            weight = torch.einsum("gorab,grcij->gocaibj", up, down).flatten(5).flatten(3, 4).flatten(0, 1)
-        dense = nn.Conv2d(self.in_channels, self.out_channels, bias=True, device="meta", **settings)
+        weight = self.weight.detach()
+        dense = nn.Conv2d(self.in_channels, self.out_channels, bias=True, device="meta", **self._settings())
         self._give(dense, weight)
         return dense
 
@@ -163,7 +205,7 @@ class FactorizedConv2d(FactorizedLayer):
         self.module0.out_channels = self.module1.in_channels = rank
 
 
-class FactorizedLinear(FactorizedLayer):
+class FactorizedLinear(FactorizedLayer, nn.Linear):  # type: ignore[misc]  # properties for attributes
     """A linear layer as two, through fewer features. Maps `[..., in_features]` to `[..., out_features]`.
 
     Args:
@@ -189,21 +231,30 @@ class FactorizedLinear(FactorizedLayer):
         latent_features: float = 0.25,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not the dense layer's, which would make its weight
         spec = LayerSpec("linear layer", "linear", in_features, out_features, 1)
         latent = spec.require_saving(spec.rank(latent_features))
         self.module0 = nn.Linear(in_features, latent, bias=False, **kwargs)
         self.module1 = nn.Linear(latent, out_features, bias=bias, **kwargs)
 
     @property
-    def in_features(self) -> int:
+    def in_features(self) -> int:  # type: ignore[override]  # read-only here
         """Input features."""
         return self.module0.in_features
 
     @property
-    def out_features(self) -> int:
+    def out_features(self) -> int:  # type: ignore[override]  # read-only here
         """Output features."""
         return self.module1.out_features
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]  # computed here
+        """`[out_features, in_features]`, computed from both factors at every read."""
+        return self.module1.weight @ self.module0.weight
+
+    def extra_repr(self) -> str:
+        """The dense layer's sizes and the latent size."""
+        return f"{self.in_features}, {self.out_features}, latent_features={self.latent_size}"
 
     @property
     def latent_features(self) -> int:
@@ -252,9 +303,7 @@ class FactorizedLinear(FactorizedLayer):
 
     def _product(self) -> nn.Linear:
         dense = nn.Linear(self.in_features, self.out_features, device="meta")
-        with torch.no_grad():
-            weight = self.module1.weight @ self.module0.weight
-        self._give(dense, weight)
+        self._give(dense, self.weight.detach())
         return dense
 
     def _set_factors(self, factors: Factors) -> None:

@@ -23,11 +23,13 @@ from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch.factorize.alternating import solve_symmetric
-from ranksearch.factorize.calibration import as_rows, estimating, evaluating, hooked, observe_inputs
+from ranksearch.factorize.batchnorm import adapt_in_turn, estimating, evaluating
+from ranksearch.factorize.calibration import as_rows, hooked, observe_inputs
 from ranksearch.factorize.decomposition import decompose
 from ranksearch.factorize.factors import Decomposition, grouped_weight
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear
 from ranksearch.factorize.patches import Taps, at_least_float32
+from ranksearch.factorize.source_model import clone, untouched, unwrap
 from ranksearch.factorize.statistics import Layer, LayerStatistics
 from ranksearch.factorize.surgery import factorized_like, set_factors
 from ranksearch.plan import LayerChoice, RankPlan
@@ -50,6 +52,7 @@ class _Pair(nn.Module):
         rehearsing: the dense module runs for both, and it is only seen how the pair is called.
         calls: so far in the rehearsal.
         alike: whether the halves of the inputs were those of the examples, which are then the same ones.
+        adapts: whether the twin is a norm whose running statistics are moved by how the halves differ.
     """
 
     def __init__(self, dense: nn.Module, twin: nn.Module) -> None:
@@ -57,6 +60,7 @@ class _Pair(nn.Module):
         self.dense, self.twin = dense, twin
         self.solve: Callable[[Tensor, Tensor], None] | None = None
         self.rehearsing, self.calls, self.alike = True, 0, True
+        self.adapts = False
 
     def forward(self, input: Tensor) -> Tensor:
         ours, theirs = input[: len(input) // 2], input[len(input) // 2 :]
@@ -71,6 +75,10 @@ class _Pair(nn.Module):
         target, others = outputs.chunk(2)
         if self.solve is not None:
             self.solve(theirs, target)
+        if self.adapts:
+            assert isinstance(self.dense, _BatchNorm)
+            assert isinstance(self.twin, _BatchNorm)
+            adapt_in_turn(self.dense, self.twin, ours, theirs)
         others[:] = self.twin(theirs)
         return outputs
 
@@ -105,18 +113,19 @@ def factorize_sequentially(
         sensitivities: layer name -> see `decompose`.
 
     Returns:
-        What `factorize_model` returns. BatchNorm's statistics are those of the images, where the pass was made.
+        What `factorize_model` returns. BatchNorm's statistics are moved by what factorizing changed on the images, where
+        the pass was made.
 
     Raises:
         PlanError: the plan does not fit the model, or a layer of it was not calibrated.
     """
-    network = factorized_like(model, plan)
-    with evaluating(model), evaluating(network):
+    model, network = unwrap(model), factorized_like(model, plan)
+    with untouched(model), evaluating(network):
         norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
         pairs = {name: _Pair(model.get_submodule(name), network.get_submodule(name)) for name in (*norms, *plan.layers)}
-        # deepcopy takes the pair wherever it meets the module, and the weights of all others as they are.
+        # The copy has the pair wherever the module stands, and shares the weights of all others.
         kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        both = copy.deepcopy(model, {**kept, **{id(pair.dense): pair for pair in pairs.values()}})
+        both = clone(model, {**kept, **{id(pair.dense): pair for pair in pairs.values()}})
         few = images[:2]
         both(torch.cat([few, few]))
         as_one = all(pair.alike for pair in pairs.values())
@@ -129,9 +138,13 @@ def factorize_sequentially(
             else:
                 one_shot()
         if as_one:
+            repeated = []
             for pair in pairs.values():
                 pair.rehearsing = False
-            with estimating([pair.twin for pair in pairs.values() if isinstance(pair.twin, _BatchNorm)]):
+                if isinstance(pair.twin, _BatchNorm) and pair.twin.running_mean is not None:
+                    pair.adapts = pair.calls == 1
+                    repeated += [] if pair.adapts else [pair.twin]
+            with estimating(repeated):
                 both(torch.cat([images, images]))
     return network
 
@@ -230,12 +243,12 @@ def affordable_images(model: nn.Module, image: Tensor) -> int:
 @torch.no_grad()
 def _largest_map(model: nn.Module, image: Tensor) -> int:
     """The most numbers that a module of the model gives for one image, `[1, C, H, W]`."""
-    sizes = [image.numel()]
+    model, sizes = unwrap(model), [image.numel()]
 
     def see(_: nn.Module, __: object, output: object) -> None:
         if isinstance(output, Tensor):
             sizes.append(output.numel())
 
-    with hooked([module.register_forward_hook(see) for module in model.modules()]):
+    with hooked([module.register_forward_hook(see) for module in model.modules()]), untouched(model):
         model(image)
     return max(sizes)

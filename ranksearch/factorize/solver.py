@@ -20,7 +20,7 @@ class LowRankSolution:
 
     Attributes:
         Wa: the first factor.
-        Wb: the second, or None where one matrix is as good.
+        Wb: the second, or None where one matrix or kernel is as good.
         bias: of the second factor, or None where there was none to begin with.
         rank: the latent size, or -1 where nothing was factorized.
         nmse: share of the target's variance, over all outputs, that what is returned here misses: 1 - R^2.
@@ -105,8 +105,9 @@ def factorize_matrix(
         n_iters: not used, for the solution is exact; accepted for compatibility.
 
     Returns:
-        The solution. With a rank of D or M and more, one matrix that fits Y, and rank -1; with a rank of the present
-        latent size and more, the present weights, and rank -1.
+        The solution. With a rank of D or M and more, one matrix ``Wa`` `[D, M]` that fits Y, ``Wb`` None, and rank -1;
+        with a lower one that is at least the present latent size k, the present factors, and rank -1. Where Y is what
+        the present weights give, the error never grows with the rank.
 
     Raises:
         DataError: shapes do not fit, tensors are empty or not finite, or the rank is out of range.
@@ -114,7 +115,7 @@ def factorize_matrix(
     with torch.no_grad():
         _require_matrices(X, Y, Wa, Wb, bias)
         size = resolve_latent_size(rank, X.shape[1], Y.shape[1])
-        if Wb is not None and size >= Wa.shape[1]:
+        if Wb is not None and Wa.shape[1] <= size < min(X.shape[1], Y.shape[1]):
             return LowRankSolution(Wa, Wb, bias, -1, truncation_error(Y, _apply(X, Wa, Wb, bias)))
         inputs, targets = X.cpu().double(), Y.cpu().double()
         mean, target_mean = inputs.mean(0), targets.mean(0)
@@ -186,7 +187,9 @@ def factorize_conv2d(
 
     Returns:
         The solution: ``Wa`` `[rank, C / groups, kh, kw]`, ``Wb`` `[O, rank / groups, 1, 1]`, ``bias`` `[O]`. With a
-        rank of the present latent size, or of the outputs and more, the present weights and rank -1.
+        rank of C or O and more, one kernel ``Wa`` `[O, C / groups, kh, kw]` that gives the outputs, ``Wb`` None, and
+        rank -1; with a lower one that is at least the present latent size k, the present factors, and rank -1. The
+        error never grows with the rank.
 
     Raises:
         DataError: shapes do not fit, tensors are empty or not finite, or the rank is out of range.
@@ -196,7 +199,9 @@ def factorize_conv2d(
         _require_kernels(X, Wa, Wb, biasA, biasB, groups)
         weight, bias = _joined(Wa, Wb, biasA, biasB, groups)
         size = LayerSpec("convolution", "conv2d", X.shape[1], len(weight), 1, groups=groups).rank(rank)
-        if size >= min(len(Wa), len(weight), weight[0].numel() * groups):
+        if size >= min(X.shape[1], len(weight)):
+            return LowRankSolution(weight, None, bias, -1, 0.0)
+        if Wb is not None and size >= len(Wa):
             return LowRankSolution(Wa, Wb, bias, -1, 0.0)
         dense = nn.Conv2d(X.shape[1], len(weight), weight.shape[2:], bias=False, device="meta", **conv2d_kwargs)  # type: ignore[arg-type]  # a size is a tuple
         dense.weight = nn.Parameter(weight, requires_grad=False)

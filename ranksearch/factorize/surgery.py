@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from ranksearch.factorize.factorized_layer import FactorizedLayer
 from ranksearch.factorize.factors import Decomposition
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear
 from ranksearch.factorize.shapes import describe
+from ranksearch.factorize.source_model import clone, require_ready, unwrap
 from ranksearch.factorize.statistics import Layer
 from ranksearch.plan import FIRST_AXES, LayerChoice, LayerSpec, RankPlan
 
@@ -89,6 +89,15 @@ class _Run:
     read: set[str]
 
 
+def _layers(model: nn.Module) -> dict[str, Layer]:
+    """Every convolution and linear layer, factors included, and not what is made of two of them."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, FactorizedLayer)
+    }
+
+
 def _watch_layers(ghost: nn.Module, run: Callable[[], None]) -> _Run:
     seen = _Run({}, {}, set())
 
@@ -106,9 +115,8 @@ def _watch_layers(ghost: nn.Module, run: Callable[[], None]) -> _Run:
 
         watch_layer(layer, count, lambda: seen.read.add(name))
 
-    for name, module in ghost.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            watch(name, module)
+    for name, module in _layers(ghost).items():
+        watch(name, module)
     run()
     return seen
 
@@ -122,7 +130,8 @@ def profile_layers(model: nn.Module, example: Tensor) -> LayerProfile:
         model: is not touched.
         example: one batch of inputs, `[B, ...]`, on any device; only its shape and dtype matter.
     """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    model = unwrap(model)
+    found = _layers(model)
     seen = dry_run(model, example, _watch_layers)
     bound = _bound(model)
     bound |= {name: "its weight is also read by other code than its own" for name in seen.read}
@@ -196,12 +205,46 @@ def factorized_like(model: nn.Module, plan: RankPlan) -> nn.Module:
     Raises:
         PlanError: the plan does not fit the model.
     """
-    # deepcopy takes the twin wherever it meets the original: at the root, in containers, in several places at once.
+    model = unwrap(model)
+    require_ready(model)
+    # The copy has the twin wherever the original stands: at the root, in containers, in several places at once.
     memo: dict[int, object] = {}
     for name, choice in plan:
         module = _layer_to_replace(model, name, choice)
         memo[id(module)] = _empty_twin(module, choice)
-    return copy.deepcopy(model, memo)
+    return clone(model, memo)
+
+
+def require_called(network: nn.Module, plan: RankPlan, example: Tensor) -> None:
+    """Raise if a factorized layer does not run when its network does, see `dry_run`.
+
+    Args:
+        network: that was factorized by the plan; is not touched.
+        plan: the layers, all of which ran in the dense network.
+        example: a batch of inputs; only its shape and dtype matter.
+
+    Raises:
+        PlanError: code around a layer took its dense form for something else.
+    """
+
+    def watch(ghost: nn.Module, run: Callable[[], None]) -> set[str]:
+        called: set[str] = set()
+
+        def note(name: str) -> Callable[..., None]:
+            return lambda *_: called.add(name)
+
+        for name in plan.layers:
+            ghost.get_submodule(name).register_forward_pre_hook(note(name))
+        run()
+        return called
+
+    called = dry_run(network, example, watch)
+    passed_over = [name for name in plan.layers if name not in called]
+    if passed_over:
+        raise PlanError(
+            f"'{passed_over[0]}' does not run any more once it is factorized, for the code around it asks for the "
+            "dense layer's very type: leave it dense"
+        )
 
 
 @torch.no_grad()
@@ -222,7 +265,7 @@ def factorize_model(
     Raises:
         PlanError: the plan does not fit the model, or a layer of it was not calibrated.
     """
-    factorized = factorized_like(model, plan)
+    model, factorized = unwrap(model), factorized_like(model, plan)
     for name, choice in plan:
         set_factors(model.get_submodule(name), factorized.get_submodule(name), name, choice, decompositions)
     return factorized

@@ -12,13 +12,14 @@ from residual import PLANS, decomposed, output_of, residual, smooth
 from strategies import convolutions
 from torch import Tensor, nn
 
-from ranksearch.closed_form import divergence, predict
+from ranksearch.batches import divergence, predict
 from ranksearch.factorize import (
     factorize_model,
     factorize_sequentially,
     profile_layers,
     recalibrate_batchnorm,
 )
+from ranksearch.factorize.batchnorm import norms_of
 from ranksearch.factorize.solver import truncation_error
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.problem import Problem
@@ -102,13 +103,27 @@ def test_a_first_layer_is_what_one_shot_makes_of_the_same_images(layer: nn.Conv2
     assert in_turn == pytest.approx(one_shot, rel=0.02, abs=1e-7)
 
 
-def test_norms_hold_the_statistics_of_what_reaches_them() -> None:
+def test_norms_are_moved_by_how_what_reaches_them_has_changed() -> None:
     model, images = residual()
     network = factorize_sequentially(model, PLANS["mixed"], decomposed(model, images), images)
-    again = copy.deepcopy(network)
-    recalibrate_batchnorm(again, [images])
-    for name, value in again.state_dict().items():
-        assert torch.allclose(network.state_dict()[name], value, atol=1e-5), name
+    reached = []
+    for net in (model, network):
+        inputs: dict[str, Tensor] = {}
+        for name, norm in norms_of(net).items():
+            norm.register_forward_pre_hook(lambda _, args, name=name, inputs=inputs: inputs.update({name: args[0]}))
+        with torch.no_grad():
+            net.eval()(images)
+        reached.append({name: torch.var_mean(value, (0, 2, 3)) for name, value in inputs.items()})
+    for name, norm in norms_of(network).items():
+        stored, (var_before, before), (var_after, after) = norms_of(model)[name], reached[0][name], reached[1][name]
+        assert torch.allclose(norm.running_mean, stored.running_mean + after - before, atol=1e-5)
+        assert torch.allclose(norm.running_var, stored.running_var * var_after / var_before, rtol=1e-4)
+
+
+def test_a_network_of_which_nothing_is_factorized_keeps_its_statistics_bit_for_bit() -> None:
+    model, images = residual()
+    network = factorize_sequentially(model, RankPlan(), {}, images)
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("training", [True, False])

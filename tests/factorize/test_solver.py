@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -90,7 +92,7 @@ X, Y, WA = problem(0, 20, 6, 5)
 
 
 def test_biases_of_both_factors_are_kept_together() -> None:
-    X, Wa, Wb = torch.randn(2, 4, 6, 6).double(), torch.randn(5, 4, 3, 3).double(), torch.randn(8, 5, 1, 1).double()
+    X, Wa, Wb = torch.randn(2, 6, 6, 6).double(), torch.randn(5, 6, 3, 3).double(), torch.randn(8, 5, 1, 1).double()
     first, second = torch.randn(5).double(), torch.randn(8).double()
     exact = F.conv2d(F.conv2d(X, Wa, first), Wb, second)
     kept = factorize_conv2d(X, Wa, Wb, 5, first, second)
@@ -110,27 +112,53 @@ def test_a_fraction_is_of_the_smaller_side(wide: int, out: int, share: float) ->
     assert factorize_conv2d(images, kernel, rank=share).rank == size
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "groups", "least"),
-    [
-        ((5, 4, 3, 1), (8, 5, 1, 1), 1, 5),  # its present latent size
-        ((7, 4, 1, 3), (6, 7, 1, 1), 1, 6),  # its outputs, which are fewer
-        ((8, 3, 1, 1), None, 1, 3),  # the numbers that an output is computed from
-        ((8, 2, 1, 1), None, 2, 4),  # the same in two groups
-        ((6, 4, 3, 2), (8, 3, 1, 1), 2, 6),
-    ],
+@given(
+    st.sampled_from([1, 2]), st.integers(2, 6), st.integers(2, 6), st.integers(1, 14), st.integers(1, 16), st.booleans()
 )
-def test_a_kernel_stays_as_it_is_from_its_largest_useful_rank_on(
-    first: tuple[int, ...], second: tuple[int, ...] | None, groups: int, least: int
+def test_a_rank_says_whether_a_kernel_becomes_one_stays_two_or_is_solved_for(
+    groups: int, channels: int, outputs: int, latent: int, rank: int, factored: bool
 ) -> None:
     torch.manual_seed(0)
-    images, Wa = torch.randn(4, first[1] * groups, 6, 5), torch.randn(*first)
-    Wb = None if second is None else torch.randn(*second)
-    for rank in (least, least + groups):
-        kept = factorize_conv2d(images, Wa, Wb, rank, groups=groups)
-        assert (kept.rank, kept.nmse, kept.Wa is Wa, kept.Wb is Wb) == (-1, 0.0, True, True)
-    lower = factorize_conv2d(images, Wa, Wb, least - groups, groups=groups)
-    assert (lower.rank, len(lower.Wa)) == (least - groups, least - groups)
+    inputs, out, present = channels * groups, outputs * groups, latent * groups
+    images = torch.randn(3, inputs, 5, 6).double()
+    Wa = torch.randn(present if factored else out, channels, 3, 2).double()
+    Wb = torch.randn(out, latent, 1, 1).double() if factored else None
+    bias = torch.randn(out).double()
+    solution = factorize_conv2d(images, Wa, Wb, rank * groups, None, bias, groups=groups)
+    exact = F.conv2d(images, Wa, None if factored else bias, groups=groups)
+    if Wb is not None:
+        exact = F.conv2d(exact, Wb, bias, groups=groups)
+    if rank >= min(channels, outputs):
+        assert (solution.rank, solution.Wb, solution.Wa.shape) == (-1, None, (out, channels, 3, 2))
+        assert torch.allclose(F.conv2d(images, solution.Wa, solution.bias, groups=groups), exact)
+    elif factored and rank >= latent:
+        assert (solution.rank, solution.Wa is Wa, solution.Wb is Wb) == (-1, True, True)
+    else:
+        assert (solution.rank, solution.Wa.shape) == (rank * groups, (rank * groups, channels, 3, 2))
+
+
+@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize(("inputs", "latent", "outputs"), [(16, 16, 16), (16, 8, 16), (32, 16, 24), (12, 7, 30)])
+def test_the_error_never_grows_with_the_rank(inputs: int, latent: int, outputs: int, factored: bool) -> None:
+    torch.manual_seed(0)
+    X, bias, ranks = torch.randn(100, inputs), torch.randn(outputs), (1, 2, 4, 8, 12, 16, 24, 32)
+    Wa = torch.randn(inputs, latent if factored else outputs)
+    Wb = torch.randn(latent, outputs) if factored else None
+    Y = X @ Wa @ Wb + bias if Wb is not None else X @ Wa + bias
+    images, kernel = torch.randn(2, inputs, 5, 5), torch.randn(latent if factored else outputs, inputs, 3, 3)
+    second = torch.randn(outputs, latent, 1, 1) if factored else None
+    of_matrices = [factorize_matrix(X, Y, Wa, Wb, bias, rank) for rank in ranks]
+    of_kernels = [factorize_conv2d(images, kernel, second, rank, biasB=bias) for rank in ranks]
+    for solutions in (of_matrices, of_kernels):
+        errors = [solution.nmse for solution in solutions]
+        assert all(later <= before + 1e-8 for before, later in pairwise(errors))
+        assert errors[0] < 1
+        single = [solution.Wb is None for solution in solutions]
+        assert single == [rank >= min(inputs, outputs) for rank in ranks]
+    for rank, solution in zip(ranks, of_matrices, strict=True):
+        kept = factored and latent <= rank < min(inputs, outputs)
+        width = outputs if rank >= min(inputs, outputs) else latent if kept else rank
+        assert solution.Wa.shape == (inputs, width)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -139,7 +167,7 @@ def test_two_factors_stand_for_the_kernel_and_the_bias_that_they_make_together(
     groups: int, biases: tuple[bool, bool]
 ) -> None:
     torch.manual_seed(0)
-    images, Wa = torch.randn(4, 4, 6, 7).double(), torch.randn(6, 4 // groups, 3, 2).double()
+    images, Wa = torch.randn(4, 8, 6, 7).double(), torch.randn(6, 8 // groups, 3, 2).double()
     Wb = torch.randn(8, 6 // groups, 1, 1).double()
     first, second = (torch.randn(size).double() if has else None for size, has in zip((6, 8), biases, strict=True))
     exact = F.conv2d(F.conv2d(images, Wa, first, groups=groups), Wb, second, groups=groups)
@@ -203,8 +231,8 @@ def test_a_solution_is_of_the_present_weights_type(rank: int) -> None:
 @pytest.mark.parametrize("rank", [2, 4])
 def test_a_convolution_solution_is_the_optimum_of_its_patches(groups: int, rank: int) -> None:
     torch.manual_seed(0)
-    images = torch.einsum("bchw,cd->bdhw", torch.randn(24, 4, 7, 6), torch.randn(4, 4)).double()
-    Wa, bias = torch.randn(6, 4 // groups, 3, 2).double(), torch.randn(6).double()
+    images = torch.einsum("bchw,cd->bdhw", torch.randn(24, 6, 7, 6), torch.randn(6, 6)).double()
+    Wa, bias = torch.randn(6, 6 // groups, 3, 2).double(), torch.randn(6).double()
     solution = factorize_conv2d(images, Wa, rank=rank, biasA=bias, groups=groups)
     exact = F.conv2d(images, Wa, bias, groups=groups).movedim(1, -1).flatten(0, -2)
     patches = F.unfold(images, (3, 2)).movedim(1, -1).flatten(0, -2)
@@ -221,5 +249,5 @@ def test_images_of_another_type_are_those_of_the_weights() -> None:
     assert torch.equal(found.Wa, same.Wa)
 
 
-def test_a_single_output_stays_as_it_is() -> None:
+def test_a_single_output_is_one_kernel() -> None:
     assert factorize_conv2d(torch.randn(2, 4, 6, 6), torch.randn(1, 4, 3, 3), rank=1).rank == -1
