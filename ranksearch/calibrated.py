@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ranksearch.device import give_back_memory
 from ranksearch.batches import divergence, predict
+from ranksearch.device import give_back_memory
 from ranksearch.errors import DataError
 from ranksearch.factorize import (
     Decomposition,

@@ -10,16 +10,8 @@ from test_space import COST, space
 from torch import nn
 from torch.nn import functional as F
 
-from ranksearch.closed_form import 
-    COMPARED_ON,
-    SUBSETS,
-    choose,
-    closed_form,
-    divergence,
-    predict,
-    propose,
-    total_error,
-)
+from ranksearch.batches import divergence, predict
+from ranksearch.closed_form import COMPARED_ON, SUBSETS, choose, closed_form, propose, total_error
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.problem import Problem
 

@@ -113,8 +113,8 @@ def factorize_sequentially(
         sensitivities: layer name -> see `decompose`.
 
     Returns:
-        What `factorize_model` returns. BatchNorm's statistics are moved by what factorizing changed on the images, where
-        the pass was made.
+        What `factorize_model` returns. BatchNorm's statistics are moved by what factorizing changed on the images,
+        where the pass was made.
 
     Raises:
         PlanError: the plan does not fit the model, or a layer of it was not calibrated.
