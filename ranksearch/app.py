@@ -1,39 +1,49 @@
-"""Hydra in, objects out: the command line."""
+"""Hydra in, objects out: the command line.
+
+A run goes in two steps. Whatever a person got wrong shows in the first, which writes nothing: the configuration is
+composed, searched for passwords, and every object is built. Only then does Hydra make the run's folder and its records,
+and the second step does the work.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-import re
 import shlex
-import shutil
 import sys
-from contextlib import suppress
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from errno import EACCES, ENOSPC, EPERM, EROFS
 from pathlib import Path
-from traceback import walk_tb
 from typing import Any, cast
 
 import hydra
 import optuna
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-)
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from ranksearch.afterwards import run_dashboard, run_export, run_report
-from ranksearch.config import RunConfig, Schemas
-from ranksearch.errors import UserError, first_line, is_full_disk
+from ranksearch.afterwards import prepare_dashboard, prepare_export, prepare_report
+from ranksearch.composing import (
+    CONF,
+    UNREADABLE,
+    compose,
+    explain,
+    known_secrets,
+    read_words,
+    register_schemas,
+    resolve,
+    runs,
+    without_hydra,
+)
+from ranksearch.config import RunConfig
+from ranksearch.errors import UserError, first_line, is_full_disk, shorten
+from ranksearch.ownership import made, require_own_outputs, require_own_run, require_own_sweep
 from ranksearch.preparing import open_job_study, open_known_storage, prepare
+from ranksearch.redaction import Redactor, passwords_in
 from ranksearch.schema import freeze
-from ranksearch.storage import failures_told, holds_password
+from ranksearch.storage import failures_told
 from ranksearch.study import study_folder
 from ranksearch.sweep import JobOutcome, write_outcome
 from ranksearch.tasks import run_finalize, run_profile, run_search
@@ -41,8 +51,10 @@ from ranksearch.terminal import watched
 
 log = logging.getLogger(__name__)
 
-PACKAGE = Path(__file__).resolve().parent
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+# Of a line that tells what a person can mend.
+LONGEST_LINE = 1000
+# The work of a run that is ready for it.
+Work = Callable[[], None]
 
 
 def main() -> None:
@@ -52,123 +64,221 @@ def main() -> None:
     logging.raiseExceptions = False  # a log that cannot be written is no reason to fill the terminal
     sys.path.insert(0, os.getcwd())  # one's own model and data, whichever way ranksearch is started
     register_schemas()
-    command = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)
+    redactor = Redactor(passwords_in(os.environ.get("RANKSEARCH_STORAGE", "")))
+    sys.excepthook = redactor.hook(lambda text: sys.stderr.write(text))
     try:
-        command()
+        _command(sys.argv[1:], redactor)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(_complain(_explain(error)))
+    except BrokenPipeError:  # whoever read the output has had enough
+        _discard_output()
+    except UserError as error:
+        sys.exit(_complain(str(error), redactor))
+    except UNREADABLE as error:
+        sys.exit(_complain(explain(error), redactor))
     except OSError as error:
-        ours = any(frame.f_code is _run.__code__ for frame, _ in walk_tb(error.__traceback__))
-        if error.filename and (not ours or error.errno in (EACCES, EPERM, EROFS, ENOSPC)):
+        if error.filename and error.errno in (EACCES, EPERM, EROFS, ENOSPC):
             advice = "choose another folder with outputs=..."
-            sys.exit(_complain(f"{error.filename} cannot be written ({error.strerror}): {advice}"))
+            sys.exit(_complain(f"{error.filename} cannot be written ({error.strerror}): {advice}", redactor))
         raise
 
 
-def register_schemas() -> None:
-    """Tell Hydra the types of all keys, which the first entries of the defaults lists in `conf/` name."""
-    ConfigStore.instance().store("schema", Schemas.RunConfig)
-    ConfigStore.instance().store("recipe", Schemas.Recipe, group="fine_tune")
-    OmegaConf.register_new_resolver("study_folder", study_folder, replace=True)
+def _command(words: list[str], redactor: Redactor) -> None:
+    """Do what a command asks for.
 
-
-def _complain(message: str) -> int:
-    print(f"ranksearch: {' '.join(message.split())}", file=sys.stderr)
-    return 2
-
-
-def _explain(error: Exception) -> str:
-    """Say in one line what Hydra found wrong, and what would be right."""
-    cause = error.__cause__
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice} does not exist: use one of {', '.join(error.options)}"
-    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        what = " ".join((cause.msg or str(cause)).split("\n")[0].split())
-        key = cause.full_key or ""
-        known = [str(name) for name in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
-        near = get_close_matches(key.rpartition(".")[2], known, n=3) or known
-        if what.startswith("Key "):
-            return f"'{key}' is not a key of the configuration: use {', '.join(near)}"
-        return (
-            f"{str(error).removeprefix('Error merging override ')} cannot be used ({what}): give a value of that type"
-        )
-    first, _, missing = first_line(error).partition("Missing mandatory value: ")
-    if missing:
-        return f"{missing} is not set: add {missing}=... to the command"
-    return f"the command cannot be read ({first}): see python -m ranksearch --help"
-
-
-def _run(cfg: DictConfig) -> None:
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        _run_job(cfg)
+    Raises:
+        UserError: something that the person can mend.
+    """
+    arguments = read_words(words)
+    start = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    if not runs(arguments):
+        _show(start(_nothing), redactor)
         return
+    cfg = compose(arguments)
+    redactor = Redactor(known_secrets(cfg) | redactor.secrets)
+    sys.excepthook = redactor.hook(lambda text: sys.stderr.write(text))
     try:
-        _perform(cfg)
+        if cfg.hydra.mode == RunMode.MULTIRUN:
+            _require_outputs(cfg)
+            require_own_sweep(Path(cfg.hydra.sweep.dir))
+            start(_run_job)()
+            return
+        _single(cfg, start, redactor)
     except UserError as error:
-        sys.exit(_complain(str(error)))
+        sys.exit(_complain(str(error), redactor))
     except Exception as error:
         if not is_full_disk(error):
             raise
-        sys.exit(_complain(f"the disk of {cfg.outputs} is full, what finished is kept: make room and run this again"))
+        outputs = f"the disk of {cfg.outputs} is full, what finished is kept: make room and run this again"
+        sys.exit(_complain(outputs, redactor))
+
+
+def _nothing(_: DictConfig) -> None:
+    """No work."""
+
+
+def _show(show: Callable[[], None], redactor: Redactor) -> None:
+    """Let Hydra print what it is asked for, without passwords."""
+    text = io.StringIO()
+    try:
+        with redirect_stdout(text):
+            show()
+    finally:
+        print(redactor(text.getvalue()), end="")
+
+
+def _single(cfg: DictConfig, start: Callable[..., Callable[[], None]], redactor: Redactor) -> None:
+    """One run: everything checked, then Hydra's folder, then the work."""
+    _require_outputs(cfg)
+    folder = Path(cfg.hydra.run.dir)
+    require_own_run(folder)
+    early = _EarlyLog(cfg, redactor)
+    with ExitStack() as stack:
+        with early.listening():
+            work = _ready(cfg, stack, folder, live=True)
+
+        def run(_: DictConfig) -> None:
+            early.replay()
+            _redact_logs(redactor)
+            if cfg.quiet:
+                _silence()
+            work()
+
+        start(run)()
 
 
 def _run_job(cfg: DictConfig) -> None:
-    """Run one job of a sweep, and leave word of how it ended: the others go on, whatever happens to it."""
+    """Run one job of a sweep, and leave word of how it ended: the others go on, whatever happens to it.
+
+    A launcher may write this function to a file, so that it learns of passwords from its own environment.
+    """
     hydra_config, status, reason = HydraConfig.get(), 0, None
+    redactor = Redactor(passwords_in(os.environ.get("RANKSEARCH_STORAGE", "")))
     try:
-        _perform(cfg)
+        redactor = Redactor(known_secrets(cfg))
+        _redact_logs(redactor)
+        if cfg.quiet:
+            _silence()
+        _require_outputs(cfg)
+        with ExitStack() as stack:
+            _ready(cfg, stack, folder=None, live=False)()
     except UserError as error:
-        reason = str(error)
-        status = _complain(reason)
+        reason = redactor(str(error))
+        status = _complain(reason, redactor)
     except Exception as error:
         log.exception("job %s failed", hydra_config.job.num)
-        status, reason = 1, f"{type(error).__name__}: {first_line(error)}"
+        status, reason = 1, redactor(f"{type(error).__name__}: {first_line(error)}")
     study = str(cfg.study.name) if not OmegaConf.missing_keys(cfg) else ""
-    folder = str(Path(cfg.outputs) / study)
-    outcome = JobOutcome(int(hydra_config.job.num), _overrides(), study, folder, status, reason)
+    below = str(Path(cfg.outputs) / study)
+    outcome = JobOutcome(int(hydra_config.job.num), _overrides(), study, below, status, reason)
     write_outcome(Path(hydra_config.runtime.output_dir), outcome)
 
 
-def _perform(cfg: DictConfig) -> None:
-    hydra_config = HydraConfig.get()
-    try:
-        plain, config = _read(cfg)
-        if config.quiet:
-            _silence()
-        if config.task == "export":
-            run_export(config)
-            return
-        looks = {"report": (run_report, "report on"), "dashboard": (run_dashboard, "look at")}
-        if config.task in looks:
-            look, to = looks[config.task]
-            with failures_told():
-                look(config, open_known_storage(config, to))
-            return
-        _hush_optuna()
-        # Unresolved, for what stands behind ${oc.env:...} belongs in no file.
-        settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
-        job = prepare(config, plain, settings, _command())
-        search = open_job_study(job) if config.task in ("search", "finalize") else None
-    except UserError:
-        if hydra_config.mode == RunMode.RUN:
-            _forget_run(Path(hydra_config.runtime.output_dir), Path(cfg.outputs))
-        raise
-    try:
-        # The jobs of a sweep may share a terminal, which one alone can write to in place.
-        live = hydra_config.mode == RunMode.RUN and not config.quiet
-        with failures_told(), watched(live) as progress:
-            if search is None:
-                run_profile(job, progress)
-            elif config.task == "finalize":
-                run_finalize(job, progress, search[0])
-            else:
-                run_search(job, progress, *search)
-    except KeyboardInterrupt:
-        log.warning("interrupted: everything finished is kept; run the same command again to go on")
-        raise
+def _require_outputs(cfg: DictConfig) -> None:
+    if not str(cfg.outputs).strip():
+        raise UserError("outputs= is empty, which would put everything at the root: name a folder, or . for this one")
+
+
+def _ready(cfg: DictConfig, stack: ExitStack, folder: Path | None, live: bool) -> Work:
+    """Make every check of a run; what is given back does its work.
+
+    Args:
+        cfg: its configuration.
+        stack: that closes at the end of the run what is opened here.
+        folder: of the run, that Hydra will make; None where it stands already.
+        live: whether the run has the terminal to itself.
+
+    Raises:
+        UserError: something that the person can mend; nothing has been written then.
+    """
+    plain = resolve(cfg)
+    config = freeze(RunConfig, plain)
+    outputs = Path(config.outputs)
+    if config.task == "export":
+        return prepare_export(config)
+    if config.task == "dashboard":
+        with failures_told():
+            return prepare_dashboard(config, open_known_storage(config, "look at"), stack)
+    require_own_outputs(outputs, study_folder(config.study.name))
+    if config.task == "report":
+        with failures_told():
+            return prepare_report(config, open_known_storage(config, "report on"))
+    _hush_optuna()
+    # Unresolved, for what stands behind ${oc.env:...} belongs in no file.
+    settings = cast(dict[str, Any], OmegaConf.to_container(without_hydra(cfg), resolve=False))
+    job = prepare(config, plain, settings, _again())
+    with ExitStack() as undone:
+        if folder is not None:
+            undone.enter_context(made(folder))
+        study = open_job_study(job) if config.task in ("search", "finalize") else None
+
+    def work() -> None:
+        try:
+            with failures_told(), watched(live and not config.quiet) as progress:
+                if study is None:
+                    run_profile(job, progress)
+                elif config.task == "finalize":
+                    run_finalize(job, progress, study[0])
+                else:
+                    run_search(job, progress, *study)
+        except KeyboardInterrupt:
+            log.warning("interrupted: everything finished is kept; run the same command again to go on")
+            raise
+
+    return work
+
+
+class _EarlyLog(logging.Handler):
+    """What is logged before Hydra has made a run's log file: shown at once, and written there later."""
+
+    def __init__(self, cfg: DictConfig, redactor: Redactor) -> None:
+        super().__init__(logging.DEBUG if cfg.hydra.verbose is True else logging.INFO)
+        self._records: list[logging.LogRecord] = []
+        self._shown = logging.ERROR if cfg.quiet else self.level
+        self.addFilter(redactor)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record, and keep it."""
+        self._records.append(record)
+        if record.levelno >= self._shown:
+            print(self.format(record), flush=True)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the place of all other handlers inside the block."""
+        root = logging.getLogger()
+        handlers, level = list(root.handlers), root.level
+        root.handlers[:] = [self]
+        root.setLevel(self.level)
+        try:
+            yield
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+
+    def replay(self) -> None:
+        """Write all records to the log files that there are now."""
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.FileHandler):
+                for record in self._records:
+                    handler.handle(record)
+
+
+def _complain(message: str, redactor: Redactor) -> int:
+    line = shorten(" ".join(redactor(message).split()), LONGEST_LINE)
+    print(f"ranksearch: {line}", file=sys.stderr)
+    return 2
+
+
+def _discard_output() -> None:
+    """Let nothing that is still to be written to a closed pipe raise once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _redact_logs(redactor: Redactor) -> None:
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(redactor)
 
 
 def _silence() -> None:
@@ -176,35 +286,6 @@ def _silence() -> None:
     for handler in logging.getLogger().handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.ERROR)
-
-
-def _forget_run(folder: Path, outputs: Path) -> None:
-    """Take away what Hydra wrote for a run that could not begin, and the folders that it made for that."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for empty in (*folder.resolve().parents, outputs.resolve()):
-        if Path.cwd().is_relative_to(empty):
-            continue
-        with suppress(OSError):  # not empty, so it holds something else
-            empty.rmdir()
-
-
-def _read(cfg: DictConfig) -> tuple[dict[str, Any], RunConfig]:
-    """Resolve and check the configuration, as plain values and frozen ones."""
-    written = cast(dict[str, Any], OmegaConf.to_container(cfg.storage, resolve=False)).get("url")
-    if written is not None and holds_password(str(written)):
-        advice = "put the address into RANKSEARCH_STORAGE, and take storage.url out"
-        raise UserError(f"storage.url holds a password, which would be written down with the configuration: {advice}")
-    try:
-        missing = sorted(OmegaConf.missing_keys(cfg))
-        if missing:
-            raise UserError(f"{missing[0]} is not set: add {missing[0]}=... to the command")
-        plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    except InterpolationResolutionError as error:
-        unset = re.search(r"Environment variable '(\w+)' not found", str(error))
-        reason = f"{unset[1]} is not set in the environment" if unset else first_line(error)
-        remedy = f"export {unset[1]}=..." if unset else "mend the interpolation"
-        raise UserError(f"{error.full_key} cannot be read ({reason}): {remedy}") from None
-    return plain, freeze(RunConfig, plain)
 
 
 def _hush_optuna() -> None:
@@ -215,8 +296,8 @@ def _hush_optuna() -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def _command() -> str:
-    """What starts this very run again, one job alone where it is one of a sweep."""
+def _again() -> str:
+    """The command that starts this very run again, one job alone where it is one of a sweep."""
     hydra_config = HydraConfig.get()
     own = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
     folders = [word for path in own for word in ("--config-dir", path)]

@@ -19,7 +19,7 @@ class SettingError(UserError, ValueError):
     """
 
     def __init__(self, key: str, value: object, advice: str) -> None:
-        super().__init__(f"{key}={value} {advice}")
+        super().__init__(f"{key}={shorten(str(value))} {advice}")
         self.key = key
         self.value = value
         self.advice = advice
@@ -52,6 +52,15 @@ class DivergedError(Exception):
 
 class BehindError(Exception):
     """A trial that is not worth its fine-tuning."""
+
+
+def shorten(text: str, longest: int = 80) -> str:
+    """A text in one line of at most so many characters, its middle left out where it has more."""
+    text = " ".join(text.split()) if "\n" in text else text
+    if len(text) <= longest:
+        return text
+    kept = (longest - 5) // 2
+    return f"{text[:kept]} ... {text[-kept:]}"
 
 
 def first_line(error: BaseException) -> str:

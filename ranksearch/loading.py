@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ranksearch.errors import PlanError
+from ranksearch.errors import PlanError, shorten
 from ranksearch.factorize import factorized_like
 from ranksearch.files import read_weights, write_json, write_weights
 from ranksearch.plan import RankPlan
@@ -18,6 +18,7 @@ from ranksearch.plan import RankPlan
 PLAN_FORMAT = "ranksearch.plan/1"
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "model.safetensors"
+LARGEST_SIDE = 2**16  # pixels
 # Named one by one: whatever else a module of ours can be asked for by a dotted name, some of it runs anything.
 BUILDERS = frozenset(
     f"ranksearch.models.{name}" for name in ("cifar_resnet", "torchvision_classifier", "timm_classifier")
@@ -68,6 +69,20 @@ def read_plan_file(folder: Path) -> dict[str, Any]:
         if not isinstance(entries.get(key), dict):
             raise PlanError(f"{path} is damaged (no '{key}'): run the search again to write it anew")
     return entries
+
+
+def input_shape_of(entries: Mapping[str, Any], folder: Path) -> list[int]:
+    """The shape of one image that a plan file names, `[C, H, W]`.
+
+    Raises:
+        PlanError: it names none.
+    """
+    shape = entries.get("input_shape")
+    sizes = shape if isinstance(shape, list) else []
+    if not sizes or not all(isinstance(size, int) and 0 < size <= LARGEST_SIDE for size in sizes):
+        said = shorten(repr(shape))
+        raise PlanError(f"{folder / PLAN_FILE} is damaged (input_shape {said}): run the search again to write it anew")
+    return sizes
 
 
 def load(folder: str | Path, trust: bool = False) -> nn.Module:

@@ -234,6 +234,9 @@ class RankPlan:
     def __hash__(self) -> int:
         return hash(frozenset(self.layers.items()))
 
+    def __reduce__(self) -> tuple[type[RankPlan], tuple[dict[str, LayerChoice]]]:
+        return RankPlan, (dict(self.layers),)  # a read-only mapping can be neither pickled nor copied
+
     def __iter__(self) -> Iterator[tuple[str, LayerChoice]]:
         return iter(self.layers.items())
 

@@ -34,7 +34,7 @@ class Rule:
     high: int | float | None = None
     step: int | float = 0.03125
     dense: bool = True
-    schemes: list[str] = field(default_factory=lambda: list(SCHEMES))
+    schemes: list[str] = field(default_factory=lambda: list(SCHEMES), hash=False)
 
     def __post_init__(self) -> None:
         if not self.schemes:
@@ -64,7 +64,7 @@ class SpaceSettings:
             whole blocks of channels; 1 leaves all sizes free.
     """
 
-    rules: list[Rule] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list, hash=False)
     stem: str = "dense"
     classifier: str = "dense"
     default: Rule = field(default_factory=Rule)

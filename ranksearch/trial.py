@@ -47,8 +47,8 @@ class TrialResult:
     accuracy_before: float
     accuracy: float
     loss: float
-    seconds: Mapping[str, float]
-    errors: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(hash=False)
+    errors: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values."""

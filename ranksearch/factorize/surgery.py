@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class LayerProfile:
     """
 
     layers: tuple[LayerSpec, ...]
-    skipped: Mapping[str, str]
+    skipped: Mapping[str, str] = field(hash=False)
     stem: str | None
     classifier: str | None
 

@@ -19,6 +19,7 @@ from sqlalchemy import event, or_
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
+from ranksearch.errors import UserError
 from ranksearch.storage.reading import Parameters, read_trials
 from ranksearch.storage.stale import SignsOfLife, take_up_again
 
@@ -113,6 +114,8 @@ class Database(RDBStorage):
         """Say that a trial is alive; a connection that breaks meanwhile must not end the thread that says so."""
         try:
             super().record_heartbeat(trial_id)
+        except UserError:  # which the trial's own thread meets as well
+            return
         except StorageInternalError as error:
             if not was_cut_off(error):
                 raise

@@ -18,9 +18,32 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial, TrialState
 
+from ranksearch.errors import UserError
+from ranksearch.storage.in_place import require_in_place
 from ranksearch.storage.stale import SignsOfLife, take_up_again
 
 HEARTBEAT = "heartbeat"
+
+
+# What every line of a journal of Optuna's begins with.
+FIRST = b'{"op_code":'
+
+
+def require_journal(path: Path) -> None:
+    """Raise if a file that stands is no journal of Optuna's; it is not written to.
+
+    Raises:
+        UserError: it is something else, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(FIRST))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"the study journal {path} cannot be read ({error.strerror}): choose storage.path") from None
+    if not FIRST.startswith(head):  # or half a line of one, or nothing yet
+        raise UserError(f"{path} is no journal of Optuna's: choose another storage.path, or its own storage for it")
 
 
 class Journal(JournalStorage, BaseHeartbeat):
@@ -33,6 +56,7 @@ class Journal(JournalStorage, BaseHeartbeat):
     """
 
     def __init__(self, path: Path, heartbeat_seconds: int) -> None:
+        require_journal(path)
         super().__init__(_JournalFile(path))
         self._heartbeat_seconds = heartbeat_seconds
         self._beats, self._watch = count(), SignsOfLife()
@@ -60,10 +84,14 @@ class _JournalFile(JournalFileBackend):
     """Optuna's journal file, under a lock that the system frees when its process is killed."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path), _MendingLock(path))
+        lock = _MendingLock(path)
+        super().__init__(str(path), lock)
+        self._path, lock.known = path, path.stat()
+        self._known = lock.known
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # a generator
         """Read the entries from a number on."""
+        require_in_place(self._path, self._known)
         try:
             entries = list(super().read_logs(log_number_from))
         except ValueError:  # a torn line was cut off while it was read; under the lock nobody does
@@ -83,11 +111,18 @@ class _MendingLock(BaseJournalFileLock):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.known: os.stat_result | None = None  # the file, once there is one
         self._lock = FileLock(path.with_name(path.name + ".lock"))
 
     def acquire(self) -> bool:
         """Wait for the lock, and cut half a line off."""
         self._lock.acquire()
+        try:
+            if self.known is not None:
+                require_in_place(self._path, self.known)
+        except UserError:
+            self._lock.release()
+            raise
         with self._path.open("rb+") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(end - 1, 0))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy import Connection, event, make_url
+from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 
 from ranksearch.errors import SettingError, UserError, first_line, is_full_disk
 from ranksearch.locks import alone
+from ranksearch.redaction import Redactor, has_unescaped_at, passwords_in
 from ranksearch.storage.database_storage import Database, open_database
+from ranksearch.storage.in_place import require_in_place
 from ranksearch.storage.journal_storage import Journal
 
 # By driver, when a server that has vanished without a word counts as gone: after two minutes, longer than a lock is
@@ -36,10 +38,17 @@ def sqlite(path: str, heartbeat_seconds: int = 60) -> Database:
     """
     hindrances = (OSError, sqlite3.Error, DatabaseError, RuntimeError)
     with _file("database", path, hindrances) as file, alone(Path(f"{file}.lock"), "opens the study database"):
+        require_database(file)
         _prepare(file)
-        storage = open_database(f"sqlite:///{file}", heartbeat_seconds, {"connect_args": {"timeout": 60}})
+        storage = open_database(sqlite_address(file), heartbeat_seconds, {"connect_args": {"timeout": 60}})
+        known = file.stat()
+
+    def lock(connection: Connection) -> None:
+        require_in_place(file, known)
+        _lock_at_once(connection)
+
     event.listen(storage.engine, "connect", _prepare_connection)
-    event.listen(storage.engine, "begin", _lock_at_once)
+    event.listen(storage.engine, "begin", lock)
     storage.engine.dispose()
     return storage
 
@@ -76,6 +85,9 @@ def rdb(url: str, heartbeat_seconds: int = 60) -> Database:
     except (ArgumentError, NoSuchModuleError, ValueError):
         advice = "is no address of a database: use dialect+driver://user:password@host:port/name"
         raise SettingError("url", "(hidden, it may hold a password)", advice) from None
+    if has_unescaped_at(url):
+        advice = "has an @ in its password or name: write that as %40 (and : as %3A, / as %2F)"
+        raise SettingError("url", "(hidden, it may hold a password)", advice)
     if parsed.get_backend_name() == "sqlite":
         raise SettingError("url", "sqlite:///...", "is a file, not a server: use storage=sqlite and storage.path")
     place = f"{parsed.get_backend_name()} at {parsed.host or 'its default host'}, database '{parsed.database or ''}'"
@@ -94,9 +106,7 @@ def rdb(url: str, heartbeat_seconds: int = 60) -> Database:
         reason = first_line(error.__cause__ or error)
         raise UserError(f"the driver of {place} is missing ({reason}): {remedy}") from None
     except (DatabaseError, StorageInternalError, RuntimeError) as error:
-        reason = _reason(error)
-        for secret in {parsed.password, url} - {None, ""}:
-            reason = reason.replace(str(secret), "***")
+        reason = Redactor({str(parsed.password or ""), url} | passwords_in(url))(_reason(error))
         raise UserError(f"{place}, cannot be opened ({reason}): check RANKSEARCH_STORAGE and the server") from None
 
 
@@ -115,6 +125,30 @@ def _file(what: str, path: str, hindrances: tuple[type[Exception], ...]) -> Iter
 
 def _reason(error: BaseException) -> str:
     return first_line(getattr(error, "orig", None) or error)
+
+
+# Tables of a database of Optuna's.
+OPTUNA = {"studies", "trials", "version_info"}
+
+
+def sqlite_address(file: Path) -> str:
+    """SQLAlchemy's address of an SQLite file, whatever characters its path has."""
+    address = URL.create("sqlite", database=f"file:{quote(str(file))}", query={"uri": "true"})
+    return address.render_as_string(hide_password=False)  # versions of SQLAlchemy differ in what they escape
+
+
+def require_database(file: Path) -> None:
+    """Raise if a file that stands is no database of Optuna's; it is not written to.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not file.is_file() or not file.stat().st_size:
+        return
+    with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=60)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and not tables >= OPTUNA:
+        raise UserError(f"{file} is a database of another program: choose another storage.path")
 
 
 def _prepare(file: Path) -> None:
@@ -147,16 +181,3 @@ def failures_told() -> Iterator[None]:
         raise UserError(
             f"the study's storage failed ({reason}), what finished is kept: mend it and run this again"
         ) from error
-
-
-def holds_password(url: str) -> bool:
-    """Whether an address, as a person wrote it, holds a password; an interpolation stands for one that it does not.
-
-    What cannot be read as an address is taken to hold one, if it names a user.
-    """
-    plain = re.sub(r"\$\{[^}]*\}", "", url)
-    try:
-        read = make_url(plain)
-    except ArgumentError:
-        return "@" in plain
-    return bool(read.password) or any("pass" in key.lower() or "pwd" in key.lower() for key in read.query)

@@ -1,0 +1,253 @@
+"""The configuration composed before Hydra writes anything, and its errors told in one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import yaml
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.resolvers import oc
+
+from ranksearch.config import Schemas
+from ranksearch.errors import UserError, first_line, shorten
+from ranksearch.redaction import holds_password, is_secret, leaves, passwords_in
+from ranksearch.study import study_folder
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+NAME = "config"
+# What a configuration cannot be read for.
+UNREADABLE = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
+
+
+def register_schemas() -> None:
+    """Tell Hydra the types of all keys, which the first entries of the defaults lists in `conf/` name."""
+    ConfigStore.instance().store("schema", Schemas.RunConfig)
+    ConfigStore.instance().store("recipe", Schemas.Recipe, group="fine_tune")
+    OmegaConf.register_new_resolver("study_folder", study_folder, replace=True)
+
+
+def read_words(words: Sequence[str]) -> argparse.Namespace:
+    """Read a command as Hydra does.
+
+    Raises:
+        UserError: it is no command of Hydra's, or holds a password.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"the command cannot be read ({shorten(message)}): see python -m ranksearch --help")
+
+    parser.error = refuse  # type: ignore[method-assign]  # argparse would write its usage in several lines
+    arguments = parser.parse_args(list(words))
+    if arguments.experimental_rerun is not None:
+        raise UserError("--experimental-rerun unpickles a file, which may run anything: give the overrides again")
+    for word in arguments.overrides:
+        key, equals, value = word.partition("=")
+        if equals and holds_password(value):
+            raise _written_down(key)
+    return arguments
+
+
+def runs(arguments: argparse.Namespace) -> bool:
+    """Whether a command does anything but show something."""
+    shown = (arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)
+    return not any(shown)
+
+
+def compose(arguments: argparse.Namespace) -> DictConfig:
+    """Compose a command's configuration, with Hydra's own settings; nothing is written.
+
+    Raises:
+        UserError: it holds a password, which would be written down, or cannot be read.
+    """
+    folder = str(CONF) if arguments.config_path is None else os.path.abspath(arguments.config_path)
+    with initialize_config_dir(folder, job_name="ranksearch", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        if arguments.config_dir is not None:
+            own = os.path.abspath(arguments.config_dir)
+            if not os.path.isdir(own):
+                raise UserError(f"--config-dir {arguments.config_dir} is no folder: name one that holds configurations")
+            path = loader.get_search_path()
+            path.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))
+
+        def load(mode: RunMode, checked: bool) -> DictConfig:
+            name = arguments.config_name or NAME
+            return loader.load_configuration(name, arguments.overrides, mode, validate_sweep_overrides=checked)
+
+        try:
+            cfg = load(RunMode.MULTIRUN, checked=False)
+            several = arguments.multirun or cfg.hydra.mode == RunMode.MULTIRUN
+            if not several:
+                cfg = load(RunMode.RUN, checked=True)
+        except UNREADABLE as error:
+            raise UserError(explain(error, arguments)) from error
+    cfg.hydra.mode = RunMode.MULTIRUN if several else RunMode.RUN
+    HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+def known_secrets(cfg: DictConfig) -> set[str]:
+    """The passwords that a configuration gets from the environment.
+
+    Args:
+        cfg: composed, with Hydra's own settings.
+
+    Raises:
+        UserError: one stands in the configuration itself, or reaches other keys than the storage's: either would be
+            written down with it.
+    """
+    for key, value in leaves(OmegaConf.to_container(cfg, resolve=False)):
+        if isinstance(value, str) and (holds_password(value) or is_secret(key.rpartition(".")[2], value)):
+            raise _written_down(key)
+    for key, value in _resolved(cfg, environment=False):
+        if isinstance(value, str) and passwords_in(value):
+            raise _written_down(key)
+    values = [(key, value) for key, value in _resolved(cfg, environment=True) if isinstance(value, str)]
+    secrets = {password for _, value in values for password in passwords_in(value)}
+    secrets |= {value for key, value in values if is_secret(key.rpartition(".")[2], value) and value}
+    secrets |= passwords_in(os.environ.get("RANKSEARCH_STORAGE", ""))
+    for key, value in values:
+        if not key.startswith("storage.") and any(secret in value for secret in secrets):
+            raise UserError(f"{key} holds a password, which would be written down: take its interpolation out")
+    return secrets
+
+
+def _written_down(key: str) -> UserError:
+    advice = "put the address into RANKSEARCH_STORAGE, and take storage.url out"
+    if key.lstrip("+~") != "storage.url":
+        advice = "put it into an environment variable, and name that as ${oc.env:NAME}"
+    return UserError(f"{key} holds a password, which would be written down with the configuration: {advice}")
+
+
+def _resolved(cfg: DictConfig, environment: bool) -> list[tuple[str, Any]]:
+    """Every value that can be resolved, with its key; environment variables count as empty, or as what they are."""
+
+    def empty(name: str, default: Any = "") -> str:
+        return str(default)
+
+    def walk(node: Any, path: str) -> list[tuple[str, Any]]:
+        found: list[tuple[str, Any]] = []
+        for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+            try:
+                value = node[key]
+            except Exception:  # missing, or an interpolation of something that is; whatever a resolver raises
+                continue
+            name = f"{path}.{key}" if path else str(key)
+            found += walk(value, name) if isinstance(value, DictConfig | ListConfig) else [(name, value)]
+        return found
+
+    if environment:
+        return walk(cfg, "")
+    OmegaConf.register_new_resolver("oc.env", empty, replace=True)
+    try:
+        return walk(cfg, "")
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """A configuration without Hydra's own settings."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration without Hydra's own settings, as plain values.
+
+    Raises:
+        UserError: a value is missing, or cannot be resolved.
+    """
+    cfg = without_hydra(cfg)
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise UserError(f"{missing[0]} is not set: add {missing[0]}=... to the command")
+        return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    except InterpolationResolutionError as error:
+        unset = re.search(r"Environment variable '(\w+)' not found", str(error))
+        reason = f"{unset[1]} is not set in the environment" if unset else shorten(first_line(error), 200)
+        remedy = f"export {unset[1]}=..." if unset else "mend the interpolation"
+        raise UserError(f"{error.full_key} cannot be read ({reason}): {remedy}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'the configuration'} cannot be read ({first_line(error)}): mend it") from None
+
+
+def explain(error: BaseException, arguments: argparse.Namespace | None = None) -> str:
+    """Say in one line what Hydra could not read, and what would be right."""
+    cause = error.__cause__
+    if isinstance(error, UnicodeDecodeError | yaml.YAMLError):
+        return _explain_file(error, arguments)
+    if isinstance(cause, UnicodeDecodeError | yaml.YAMLError):
+        return _explain_file(cause, arguments)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group}={shorten(choice)} does not exist: use one of {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        return _explain_override(error)
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        what = " ".join((cause.msg or str(cause)).split("\n")[0].split())
+        key = cause.full_key or ""
+        known = [str(name) for name in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
+        near = get_close_matches(key.rpartition(".")[2], known, n=3) or known
+        if what.startswith("Key "):
+            return f"'{shorten(key)}' is not a key of the configuration: use {', '.join(near)}"
+        merged = shorten(str(error).removeprefix("Error merging override "), 120)
+        return f"{merged} cannot be used ({shorten(what, 160)}): give a value of that type"
+    first, _, missing = first_line(error).partition("Missing mandatory value: ")
+    if missing:
+        return f"{missing} is not set: add {missing}=... to the command"
+    return f"the command cannot be read ({shorten(first, 200)}): see python -m ranksearch --help"
+
+
+def _explain_override(error: OverrideParseException) -> str:
+    """What to type instead of a word that Hydra's grammar does not take."""
+    word = str(error.override)
+    key, equals, value = word.partition("=")
+    simple = re.fullmatch(r"[+~]{0,2}[\w./@-]+", key)
+    if equals and simple and value and not value.startswith(("[", "{", "'", '"', "$")):
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        return (
+            f"{key}={shorten(value)} cannot be read, for it has characters that mean something to Hydra: "
+            f"put it into quotes inside the shell's, '{key}=\"{shorten(quoted, 200)}\"'"
+        )
+    reason = shorten(first_line(error), 120)
+    return f"the command cannot be read ({reason}): see python -m ranksearch --help"
+
+
+def _explain_file(error: UnicodeDecodeError | yaml.YAMLError, arguments: argparse.Namespace | None) -> str:
+    """Which file of configurations is damaged, and where."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    file = getattr(mark, "name", None) or getattr(error, "name", None)
+    where = f" at line {mark.line + 1}" if mark is not None else ""
+    if isinstance(error, UnicodeDecodeError) or not file or file.startswith("<"):
+        found = _undecodable(arguments)
+        file, where = (str(found), "") if found is not None else (file or "a file of configurations", where)
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or first_line(error)
+    return f"{file} cannot be read{where} ({shorten(str(problem), 120)}): mend it, as YAML in UTF-8"
+
+
+def _undecodable(arguments: argparse.Namespace | None) -> Path | None:
+    """The first file of one's own configurations that is not UTF-8."""
+    own = [] if arguments is None else [arguments.config_dir, arguments.config_path]
+    for folder in filter(None, own):
+        for file in sorted(Path(folder).rglob("*.yaml")):
+            try:
+                file.read_text(encoding="utf-8")
+            except (UnicodeDecodeError, OSError):
+                return file
+    return None
