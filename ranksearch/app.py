@@ -39,7 +39,7 @@ from ranksearch.composing import (
 )
 from ranksearch.config import RunConfig
 from ranksearch.errors import UserError, first_line, is_full_disk, shorten
-from ranksearch.ownership import made, require_own_outputs, require_own_run, require_own_sweep
+from ranksearch.ownership import made, require_folder, require_own_outputs, require_own_run, require_own_sweep
 from ranksearch.preparing import open_job_study, open_known_storage, prepare
 from ranksearch.redaction import Redactor, passwords_in
 from ranksearch.schema import freeze
@@ -98,13 +98,20 @@ def _command(words: list[str], redactor: Redactor) -> None:
     cfg = compose(arguments)
     redactor = Redactor(known_secrets(cfg) | redactor.secrets)
     sys.excepthook = redactor.hook(lambda text: sys.stderr.write(text))
-    try:
+    with _explained(cfg, redactor):
         if cfg.hydra.mode == RunMode.MULTIRUN:
             _require_outputs(cfg)
             require_own_sweep(Path(cfg.hydra.sweep.dir))
             start(_run_job)()
-            return
-        _single(cfg, start, redactor)
+        else:
+            _single(cfg, start, redactor)
+
+
+@contextmanager
+def _explained(cfg: DictConfig, redactor: Redactor) -> Iterator[None]:
+    """End the process with 2 and one line for what a person can mend."""
+    try:
+        yield
     except UserError as error:
         sys.exit(_complain(str(error), redactor))
     except Exception as error:
@@ -143,7 +150,8 @@ def _single(cfg: DictConfig, start: Callable[..., Callable[[], None]], redactor:
             _redact_logs(redactor)
             if cfg.quiet:
                 _silence()
-            work()
+            with _explained(cfg, redactor):  # or Hydra would tell of it as well
+                work()
 
         start(run)()
 
@@ -200,6 +208,9 @@ def _ready(cfg: DictConfig, stack: ExitStack, folder: Path | None, live: bool) -
     if config.task == "dashboard":
         with failures_told():
             return prepare_dashboard(config, open_known_storage(config, "look at"), stack)
+    for key, cache in (("latency.cache", config.latency.cache), ("cost.cache", config.cost.get("cache"))):
+        if isinstance(cache, str):
+            require_folder(key, cache)
     require_own_outputs(outputs, study_folder(config.study.name))
     if config.task == "report":
         with failures_told():

@@ -22,9 +22,10 @@ from ranksearch.fine_tuning import FineTuning
 from ranksearch.guided import GuidedSampler
 from ranksearch.models import is_published, published
 from ranksearch.pretrained import Pretrained
-from ranksearch.rules import Rule, SpaceSettings
+from ranksearch.rules import SpaceSettings
 from ranksearch.schema import freeze
 from ranksearch.training import Recipe
+from ranksearch.values import check_arguments
 from ranksearch.weights_file import read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ def build(group: str, settings: Any, kind: type[Any] | tuple[type[Any], ...], **
         raise SettingError(
             f"{group}.{min(unknown)}", settings[min(unknown)], "is not supported: take it out, and name every argument"
         )
+    located = _locate(target)
+    if located is not None:
+        check_arguments(group, located, {**settings, **extra})
     try:
         built = hydra.utils.instantiate({"_convert_": "all", **settings}, **extra)
     except InstantiationException as error:
@@ -70,19 +74,23 @@ def build(group: str, settings: Any, kind: type[Any] | tuple[type[Any], ...], **
     return built
 
 
+def _locate(target: object) -> Any:
+    """What a dotted name stands for; None where it cannot be imported, which is told of when it is called."""
+    if not isinstance(target, str):
+        return None
+    try:
+        return hydra.utils.get_object(target)
+    except Exception:  # whatever a module of one's own raises
+        return None
+
+
 def rules_of(config: RunConfig) -> SpaceSettings:
     """The rules of a space: the person's own, then those of the model's file.
 
     Raises:
         UserError: one of the latter is no rule.
     """
-    try:
-        more = [freeze(Rule, rule) for rule in config.model.get("rules") or []]
-    except SettingError as error:
-        raise error.inside("model.rules") from None
-    except UserError as error:
-        raise UserError(f"model.rules are wrong ({error}): mend them") from None
-    return replace(config.space, rules=[*config.space.rules, *more])
+    return replace(config.space, rules=[*config.space.rules, *(config.of_model().rules or [])])
 
 
 def build_fine_tuning(settings: Mapping[str, Any]) -> FineTuning:
@@ -109,7 +117,7 @@ def build_sampler(config: RunConfig, trials: int) -> BaseSampler:
     Raises:
         UserError: a setting is out of its range.
     """
-    seed = config.sampler.get("seed", config.seed)
+    seed = config.seed if config.sampler.get("seed") is None else config.sampler["seed"]
     # Another seed for every run, or it would draw the same plans again.
     sampler = build("sampler", config.sampler, BaseSampler, seed=seed + trials)
     if isinstance(sampler, GuidedSampler):  # which tells its draws apart by the numbers of trials

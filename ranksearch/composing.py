@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import yaml
-from hydra import initialize_config_dir
-from hydra._internal.utils import get_args_parser
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -77,26 +78,24 @@ def compose(arguments: argparse.Namespace) -> DictConfig:
         UserError: it holds a password, which would be written down, or cannot be read.
     """
     folder = str(CONF) if arguments.config_path is None else os.path.abspath(arguments.config_path)
-    with initialize_config_dir(folder, job_name="ranksearch", version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        if arguments.config_dir is not None:
-            own = os.path.abspath(arguments.config_dir)
-            if not os.path.isdir(own):
-                raise UserError(f"--config-dir {arguments.config_dir} is no folder: name one that holds configurations")
-            path = loader.get_search_path()
-            path.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))
-
-        def load(mode: RunMode, checked: bool) -> DictConfig:
-            name = arguments.config_name or NAME
-            return loader.load_configuration(name, arguments.overrides, mode, validate_sweep_overrides=checked)
-
-        try:
-            cfg = load(RunMode.MULTIRUN, checked=False)
-            several = arguments.multirun or cfg.hydra.mode == RunMode.MULTIRUN
-            if not several:
-                cfg = load(RunMode.RUN, checked=True)
-        except UNREADABLE as error:
-            raise UserError(explain(error, arguments)) from error
+    path = create_config_search_path(folder)
+    if arguments.config_dir is not None:
+        own = os.path.abspath(arguments.config_dir)
+        if not os.path.isdir(own):
+            raise UserError(f"--config-dir {arguments.config_dir} is no folder: name one that holds configurations")
+        path.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))
+    several = arguments.multirun or any(word.startswith("hydra.mode=") for word in arguments.overrides)
+    loader = Hydra.create_main_hydra2("ranksearch", path).config_loader
+    try:
+        mode = RunMode.MULTIRUN if several else RunMode.RUN
+        cfg = loader.load_configuration(arguments.config_name or NAME, arguments.overrides, mode)
+    except UNREADABLE as error:
+        raise UserError(explain(error, arguments)) from error
+    except Exception as error:  # of a word that Hydra does not foresee, such as a number for a group's file
+        raise UserError(_explain_words(arguments.overrides, loader, error)) from error
+    finally:
+        GlobalHydra.instance().clear()
+    several = arguments.multirun or cfg.hydra.mode == RunMode.MULTIRUN
     cfg.hydra.mode = RunMode.MULTIRUN if several else RunMode.RUN
     HydraConfig.instance().set_config(cfg)
     return cfg
@@ -212,6 +211,18 @@ def explain(error: BaseException, arguments: argparse.Namespace | None = None) -
     if missing:
         return f"{missing} is not set: add {missing}=... to the command"
     return f"the command cannot be read ({shorten(first, 200)}): see python -m ranksearch --help"
+
+
+def _explain_words(words: Sequence[str], loader: ConfigLoader, error: Exception) -> str:
+    """Which word of a command Hydra failed over, where its error does not say so."""
+    for word in words:
+        key, _, value = word.partition("=")
+        if not key.strip("+~"):
+            return f"'{shorten(word)}' names no key: write key=value"
+        options = loader.get_group_options(key.strip("+~"))
+        if options and value not in options:
+            return f"{key}={shorten(value)} names no file of this group: use one of {', '.join(options)}"
+    return f"the command cannot be read ({shorten(first_line(error), 200)}): see python -m ranksearch --help"
 
 
 def _explain_override(error: OverrideParseException) -> str:

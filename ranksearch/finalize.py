@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -59,8 +60,8 @@ class FinalizeSettings:
                 raise SettingError(what, getattr(self, what), f"is out of range: use {least} or more")
         if any(size < 1 for size in self.time_batches):
             raise SettingError("time_batches", self.time_batches, "are out of range: use 1 or more")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise SettingError("learning_rate", self.learning_rate, "is out of range: use above 0")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise SettingError("learning_rate", self.learning_rate, "is out of range: use a finite number above 0")
 
     @property
     def all_steps(self) -> int:

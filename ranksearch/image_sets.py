@@ -11,8 +11,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -48,6 +46,8 @@ def digits(
     if min(validation_share, test_share) <= 0 or validation_share + test_share >= 1:
         advice = f"and test_share={test_share} leave a split empty: use shares above 0 that sum to less than 1"
         raise SettingError("validation_share", validation_share, advice)
+    from sklearn.datasets import load_digits  # which takes a second to import
+
     raw = load_digits()
     images = torch.from_numpy(np.asarray(raw.images, dtype=np.float32))[:, None] / 16
     labels = torch.from_numpy(np.asarray(raw.target, dtype=np.int64))
@@ -253,6 +253,8 @@ def stratified(
     Raises:
         SettingError: the share leaves a split without some class.
     """
+    from sklearn.model_selection import train_test_split  # which takes a second to import
+
     try:
         rest, taken = train_test_split(index, test_size=share, stratify=labels, random_state=split_seed)
     except ValueError as error:

@@ -23,6 +23,7 @@ from ranksearch.job import Job
 from ranksearch.problem import describe_space
 from ranksearch.proxies import Proxy
 from ranksearch.study import check_sampler, open_study, require_studies
+from ranksearch.values import check_value
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ def open_known_storage(config: RunConfig, to: str) -> BaseStorage:
         UserError: there is none, or it cannot be opened.
     """
     ours = str(config.storage.get("_target_")).startswith("ranksearch.storage.")
+    if "path" in config.storage:
+        check_value("storage.path", str, config.storage["path"])
     path = Path(config.storage.get("path", "/"))
     if ours and not path.exists():
         name = ", ".join(config.study.names)

@@ -22,11 +22,9 @@ HIDDEN = "***"
 
 def literal(text: str) -> str:
     """A setting as it was written, with nothing for an environment variable but what stands there as its default."""
-    before = None
-    while before != text:  # the innermost interpolation first
-        before = text
-        text = re.sub(r"\$\{\s*oc\.env:[^,{}]*,([^{}]*)\}", lambda found: found[1].strip().strip("\"'"), text)
-        text = re.sub(r"\$\{[^{}]*\}", "", text)
+    innermost = re.compile(r"\$\{\s*(?:oc\.env:[^,{}]*,(?P<default>[^{}]*)|[^{}]*)\}")
+    while (found := innermost.search(text)) is not None:
+        text = text[: found.start()] + (found["default"] or "").strip().strip("\"'") + text[found.end() :]
     return text
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from functools import cache
-from types import SimpleNamespace
-from typing import Any, get_args, get_origin, get_type_hints
+from types import SimpleNamespace, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ranksearch.errors import SettingError
+from ranksearch.values import check_value
 
 
 @cache
@@ -81,11 +82,17 @@ def freeze(hint: Any, value: Any) -> Any:
         for name, entry in value.items():
             if name not in hints:
                 raise SettingError(str(name), entry, "is not a key of the configuration: take it out")
+            if is_dataclass(hints[str(name)]) and not isinstance(entry, Mapping):
+                raise SettingError(str(name), entry, "is no group of settings: give name: value pairs")
+            check_value(str(name), hints[str(name)], entry)
             try:
                 entries[str(name)] = freeze(hints[str(name)], entry)
             except SettingError as error:
                 raise error.inside(str(name)) from None
         return hint(**entries)
-    if get_origin(hint) is list:
+    if get_origin(hint) in (Union, UnionType) and value is not None:
+        several = [each for each in get_args(hint) if each is not type(None)]
+        return freeze(several[0], value) if len(several) == 1 else value
+    if get_origin(hint) is list and isinstance(value, list | tuple):
         return [freeze(get_args(hint)[0], entry) for entry in value]
     return value

@@ -80,13 +80,13 @@ class Recipe:
         limits = {
             "steps": (self.steps >= 0, "0 or more"),
             "batch_size": (self.batch_size >= 2, "2 or more"),
-            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "learning_rate": (0 < self.learning_rate < math.inf, "a finite number above 0"),
             "warmup": (0 <= self.warmup <= 1, "0 to 1"),
             "momentum": (0 <= self.momentum < 1, "0 to below 1"),
-            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "a finite number, 0 or more"),
             "label_smoothing": (0 <= self.label_smoothing <= 1, "0 to 1"),
             "distillation": (0 <= self.distillation <= 1, "0 to 1"),
-            "temperature": (self.temperature > 0, "above 0"),
+            "temperature": (0 < self.temperature < math.inf, "a finite number above 0"),
             "max_gradient_norm": (self.max_gradient_norm > 0, "above 0"),
             "averaging": (0 <= self.averaging < 1, "0 to below 1"),
         }

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ranksearch.errors import SettingError, first_line
+from ranksearch.errors import SettingError, first_line, shorten
 
-# Where training programs put the weights among other things that they keep, and what wrappers put before their names.
-WRAPPERS = ("state_dict", "model_state_dict", "model")
+log = logging.getLogger(__name__)
+
+# Where training programs put the weights among other things that they keep: averaged ones (EMA), which are what such
+# programs evaluate, before raw ones.
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "averaged_model", "model_ema_state_dict")
+RAW = ("state_dict", "model_state_dict", "model")
+# What wrappers put before the names of weights.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+# torch.save compresses nothing.
+LARGEST_INFLATION = 4
 
 
 def read_checkpoint(path: str, model: nn.Module) -> list[str]:
     """Give a model the weights of a file, in place.
 
     The weights may stand alone in it or under ``state_dict``, ``model_state_dict`` or ``model``, and their names may
-    begin as `nn.DataParallel` or `torch.compile` make them begin.
+    begin as `nn.DataParallel` or `torch.compile` make them begin. Averaged ones (EMA) beside them are taken instead, and
+    the log says so.
 
     Args:
         path: of a ``.safetensors`` file, or of one that `torch.save` wrote, of which only tensors and plain values
@@ -59,24 +70,65 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name."""
     setting = "model.checkpoint"
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        _require_honest_size(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats that are told of below
+            if path.suffix == ".safetensors":
+                return load_file(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SettingError(setting, path, "does not exist: name a .safetensors or .pt file") from None
     except pickle.UnpicklingError:
         advice = "holds more than tensors and plain values, which is not safe to read: save model.state_dict() alone"
         raise SettingError(setting, path, advice) from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = first_line(error)
+    except SettingError:
+        raise
+    except Exception as error:  # whatever a reader makes of something else
+        reason = shorten(first_line(error), 160)
         raise SettingError(setting, path, f"cannot be read ({reason}): write it anew") from None
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    state = _chosen(content, path)
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise SettingError(setting, path, "holds no weights: save model.state_dict() to it")
-    return {str(name): tensor for name, tensor in content.items()}
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "on the meta device" if tensor.is_meta else "quantized" if tensor.is_quantized else "sparse"
+            raise SettingError(setting, path, f"holds '{name}' {kind}: save dense floating-point weights")
+    return {str(name): tensor for name, tensor in state.items()}
+
+
+def _chosen(content: Any, path: Path) -> Any:
+    """Of all that a training program has kept, the weights; the choice is logged where there is one."""
+    if not isinstance(content, Mapping):
+        return content
+    held = [key for key in (*AVERAGED, *RAW) if _is_state(content.get(key))]
+    if not held:
+        return content
+    chosen, *others = held
+    if others:
+        kind = "averaged weights (EMA)" if chosen in AVERAGED else "weights"
+        log.info("model: the %s under '%s' of %s are used, not those under '%s'", kind, chosen, path, others[0])
+    found = content[chosen]
+    inner = [key for key in RAW if _is_state(found.get(key))]  # as where a wrapper's own state was kept
+    return found[inner[0]] if inner else found
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value)
+
+
+def _require_honest_size(path: Path) -> None:
+    """Raise if a file says that it holds far more than it does, as a bomb of compressed zeros does.
+
+    Raises:
+        SettingError: it says so.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > LARGEST_INFLATION * max(path.stat().st_size, 1):
+        advice = f"says that it holds {size} bytes in {path.stat().st_size}: write it with torch.save"
+        raise SettingError("model.checkpoint", path, advice)
 
 
 def _unprefixed(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

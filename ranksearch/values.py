@@ -1,0 +1,123 @@
+"""Values of a configuration, checked against the types of what takes them before any of it is called."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
+from os import PathLike
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ranksearch.errors import SettingError
+
+# Whole numbers of settings lie below it: counts, sizes, seeds.
+LIMIT = 2**31
+# Those of objects that a configuration names, which may be wider.
+WIDE_LIMIT = 2**63
+
+
+def check_value(key: str, hint: Any, value: Any, limit: int = LIMIT) -> None:
+    """Raise if a value is not of a type, as JSON has it.
+
+    Args:
+        key: of the setting.
+        hint: the type; one that JSON has no values of is not looked at.
+        value: of the setting.
+        limit: of whole numbers, either way.
+
+    Raises:
+        SettingError: it is not, is not a number, or exceeds the limit.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isnan(value):
+            raise SettingError(key, value, "is not a number: give one")
+        if isinstance(value, int) and abs(value) >= limit:
+            raise SettingError(key, value, f"is out of range: use less than {limit}")
+    if not _fits(hint, value):
+        raise SettingError(key, "null" if value is None else value, f"is of another type: give {_called(hint)}")
+
+
+def check_arguments(group: str, target: Any, settings: Mapping[str, Any]) -> None:
+    """Raise if a callable does not take some settings.
+
+    Args:
+        group: of the settings, for errors.
+        target: the callable; what its signature does not say is not looked at.
+        settings: its arguments by name.
+
+    Raises:
+        SettingError: it has no argument of a name, or one of another type.
+    """
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # of a built-in
+        return
+    hints = _hints(target)
+    names = [name for name, each in parameters.items() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    takes_any = any(each.kind == each.VAR_KEYWORD for each in parameters.values())
+    for name, value in settings.items():
+        if name.startswith("_"):
+            continue
+        if name not in parameters:
+            if not takes_any:
+                known = ", ".join(other for other in names if other != "self") or "none"
+                called = getattr(target, "__name__", type(target).__name__)
+                raise SettingError(f"{group}.{name}", value, f"is no setting of {called}: use {known}")
+            continue
+        if isinstance(value, Mapping) and "_target_" in value:
+            continue  # another object
+        check_value(f"{group}.{name}", hints.get(name, Any), value, WIDE_LIMIT)
+
+
+def _hints(target: Any) -> Mapping[str, Any]:
+    of = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
+    try:
+        return get_type_hints(of)
+    except Exception:  # names that are imported for a type checker alone, or whatever else stands there
+        return {}
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, TypeVar | str):
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(each, value) for each in inner)
+    if origin is Literal:
+        return value in inner
+    if hint in (None, type(None)):
+        return value is None
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is str or (inspect.isclass(hint) and issubclass(hint, PathLike)):
+        return isinstance(value, str)
+    if (origin or hint) in (list, Sequence, Iterable, tuple):
+        each = inner[0] if inner else Any
+        return isinstance(value, list | tuple) and all(_fits(each, entry) for entry in value)
+    if (origin or hint) in (dict, Mapping):
+        each = inner[1] if len(inner) > 1 else Any
+        return isinstance(value, Mapping) and all(_fits(each, entry) for entry in value.values())
+    return True
+
+
+def _called(hint: Any) -> str:
+    """A type as people call it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_called(each) for each in inner))
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if (origin or hint) in (list, Sequence, Iterable, tuple):
+        return "a list"
+    if (origin or hint) in (dict, Mapping):
+        return "a group of settings"
+    names: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if hint in (None, type(None)):
+        return "null"
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
