@@ -20,6 +20,7 @@ from ranksearch.datasets import Splits
 from ranksearch.errors import SettingError, UserError
 from ranksearch.fine_tuning import FineTuning
 from ranksearch.guided import GuidedSampler
+from ranksearch.labels import checked
 from ranksearch.models import is_published, published
 from ranksearch.pretrained import Pretrained
 from ranksearch.rules import SpaceSettings
@@ -144,7 +145,7 @@ def build_data(config: RunConfig) -> Splits:
     if config.model.get("input_size") is None and smallest and isinstance(size, int) and size < smallest:
         log.info("dataset: images enlarged from %d to %d pixels for the model", size, smallest)
         settings["image_size"] = smallest
-    splits = cast(Splits, build("dataset", settings, Splits))
+    splits = checked(cast(Splits, build("dataset", settings, Splits)))
     classes = config.model.get("num_classes")
     if classes is not None and classes < splits.num_classes:
         limit = f"is below the {splits.num_classes} classes of the data set: raise it, or leave it null"

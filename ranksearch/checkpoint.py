@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ranksearch.errors import DamagedError, SettingError
+from ranksearch.errors import DamagedError, SettingError, first_line
 from ranksearch.files import read_state, write_state
 
 log = logging.getLogger(__name__)
@@ -76,9 +77,18 @@ class Checkpoint:
         state = self.read()
         if state is None:
             return 0
+        before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+        random = torch.get_rng_state()
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            torch.set_rng_state(state["random"]["cpu"])
+            if state["random"]["cuda"]:
+                torch.cuda.set_rng_state_all(state["random"]["cuda"])
+            return int(state["step"])
+        except Exception as error:  # whatever a part makes of a state that is not its own
+            log.warning("checkpoint: %s is damaged (%s); the training starts anew", self.path, first_line(error))
         for name, part in parts.items():
-            part.load_state_dict(state[name])
-        torch.set_rng_state(state["random"]["cpu"])
-        if state["random"]["cuda"]:
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
-        return int(state["step"])
+            part.load_state_dict(before[name])
+        torch.set_rng_state(random)
+        return 0

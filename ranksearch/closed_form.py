@@ -31,7 +31,7 @@ COMPARED_ON = 64
 HOPEFUL = 1.25
 
 
-def closed_form_budgets(space: SearchSpace, budget: int, count: int) -> list[int]:
+def closed_form_budgets(space: SearchSpace, budget: int, count: int, first: int | None = None) -> list[int]:
     """Budgets to begin with, evenly on a logarithmic scale from the constraint's downwards.
 
     The lowest is a quarter of the constraint's, or the lowest that the space reaches.
@@ -39,11 +39,12 @@ def closed_form_budgets(space: SearchSpace, budget: int, count: int) -> list[int
     Args:
         space: what a plan may choose.
         budget: the constraint's.
-        count: of budgets, at least 1.
+        count: of budgets on that scale.
+        first: of these, how many to give; None for all.
     """
     lowest = space.lowest_budget(budget)
     step = (lowest / budget) ** (1 / max(count - 1, 1))
-    return [max(int(budget * step**index), lowest) for index in range(count)]
+    return [max(int(budget * step**index), lowest) for index in range(count if first is None else min(count, first))]
 
 
 def propose(space: SearchSpace, errors: Errors, budget: int) -> list[RankPlan]:

@@ -183,7 +183,9 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         remedy = f"export {unset[1]}=..." if unset else "mend the interpolation"
         raise UserError(f"{error.full_key} cannot be read ({reason}): {remedy}") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key or 'the configuration'} cannot be read ({first_line(error)}): mend it") from None
+        raise UserError(
+            f"{error.full_key or 'the configuration'} cannot be read ({first_line(error)}): mend it"
+        ) from None
 
 
 def explain(error: BaseException, arguments: argparse.Namespace | None = None) -> str:

@@ -122,7 +122,6 @@ class RunConfig:
             if not 0 <= getattr(self, what) < limit:
                 raise SettingError(what, getattr(self, what), f"is out of range: use 0 to {limit - 1}")
 
-
     def of_model(self) -> ModelSettings:
         """The keys of the model that its builder does not get, checked.
 

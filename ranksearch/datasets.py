@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -134,8 +135,20 @@ def endless_batches(
             yield (images if augment is None else augment(images, draws)), labels
 
 
+# The last line of what a worker process raised, which its data loader hands on with the whole traceback.
+RAISED = re.compile(r"(?:[\w.]+\.)?(?:DataError|UserError): (?P<message>.+)\Z", re.DOTALL)
+
+
 def _loaded(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    for images, labels in loader:
+    batches = iter(loader)
+    while True:
+        try:
+            images, labels = next(batches)
+        except StopIteration:
+            return
+        except UserError as error:
+            found = RAISED.search(str(error).strip())
+            raise UserError(" ".join(found["message"].split()) if found else str(error)) from error
         images = images.to(device, non_blocking=True)
         if images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)

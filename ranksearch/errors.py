@@ -19,7 +19,8 @@ class SettingError(UserError, ValueError):
     """
 
     def __init__(self, key: str, value: object, advice: str) -> None:
-        super().__init__(f"{key}={shorten(str(value))} {advice}")
+        text = str(value)
+        super().__init__(f"{key}={shorten(text, 300 if '/' in text else 80)} {advice}")  # a path is wanted whole
         self.key = key
         self.value = value
         self.advice = advice

@@ -21,6 +21,9 @@ TOLERANCE = 1e-4
 # Unlike the batch that is traced, so that a batch size that stuck to it would show.
 CHECKED_BATCH = 3
 
+# What exporting writes below its folder.
+EXPORTED = ("network.onnx", "network.pt2", "plain/network.py", "plain/weights.pt", "state_dict.pt")
+
 log = logging.getLogger(__name__)
 Runner = Callable[[Tensor], Tensor]
 

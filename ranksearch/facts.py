@@ -10,9 +10,10 @@ from typing import Any
 from optuna import Study
 
 from ranksearch.cost import Scale, scale_of
-from ranksearch.errors import UserError
+from ranksearch.errors import DamagedError, UserError
 from ranksearch.plan import LayerChoice, LayerSpec
 from ranksearch.problem import Problem
+from ranksearch.values import from_record
 
 FACTS = "ranksearch:facts"
 FACTS_FORMAT = "ranksearch.facts/1"
@@ -93,10 +94,20 @@ class StudyFacts:
 
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> StudyFacts:
-        """Read what `to_json` wrote."""
-        stored = {key: value for key, value in stored.items() if key != "format"}
-        layers = tuple(LayerSpec(**{**layer, "kernel_size": tuple(layer["kernel_size"])}) for layer in stored["layers"])
-        return StudyFacts(**{**stored, "layers": layers, "input_shape": tuple(stored["input_shape"])})
+        """Read what `to_json` wrote.
+
+        Raises:
+            DamagedError: it is something else.
+        """
+        values = {key: value for key, value in stored.items() if key != "format"}
+        layers, shape = values.get("layers"), values.get("input_shape")
+        if not isinstance(layers, list | tuple) or not layers or not isinstance(shape, list | tuple):
+            raise DamagedError("StudyFacts has no layers or no input_shape")
+        values |= {"layers": tuple(_layer(layer) for layer in layers), "input_shape": tuple(shape)}
+        facts = from_record(StudyFacts, values)
+        if min(facts.cost, facts.macs, facts.params) < 1:
+            raise DamagedError("StudyFacts has a network that costs nothing")
+        return facts
 
     @property
     def scale(self) -> Scale:
@@ -122,6 +133,14 @@ class StudyFacts:
         return {name: name for name in names}
 
 
+def _layer(stored: Any) -> LayerSpec:
+    """A layer's shape, from plain JSON values."""
+    kernel = stored.get("kernel_size") if isinstance(stored, Mapping) else None
+    if not isinstance(kernel, list | tuple) or len(kernel) != 2:
+        raise DamagedError("LayerSpec has no kernel_size")
+    return from_record(LayerSpec, {**stored, "kernel_size": tuple(kernel)})
+
+
 def macs_under(layer: LayerSpec, choice: LayerChoice | None) -> int:
     """A layer's multiply-accumulates under a plan; None stands for dense."""
     return layer.dense_macs if choice is None else layer.macs_at(choice.latent_size, choice.scheme)
@@ -137,8 +156,12 @@ def keep_facts(study: Study, facts: StudyFacts) -> None:
 def kept_facts(study: Study) -> StudyFacts | None:
     """The facts that a study keeps; None where it keeps none that can be read."""
     stored = _stored(study)
-    known = isinstance(stored, Mapping) and stored.get("format") == FACTS_FORMAT
-    return StudyFacts.from_json(stored) if known else None
+    if not isinstance(stored, Mapping) or stored.get("format") != FACTS_FORMAT:
+        return None
+    try:
+        return StudyFacts.from_json(stored)
+    except DamagedError:
+        return None
 
 
 def read_facts(study: Study) -> StudyFacts:

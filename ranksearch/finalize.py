@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 from torch import nn
 
 from ranksearch.checkpoint import Checkpoint
-from ranksearch.errors import PlanError, SettingError
+from ranksearch.errors import DamagedError, PlanError, SettingError
+from ranksearch.export import EXPORTED
 from ranksearch.factorize import factorized_like
-from ranksearch.files import read_weights
+from ranksearch.files import read_weights, remove_files
 from ranksearch.finalized import Finalized, FineTuned
 from ranksearch.fine_tuning import FineTuning
 from ranksearch.front import FrontPoint
@@ -132,9 +132,9 @@ def finalize(
     timed = _timed(problem, best, settings.time_batches, latency)
     dense, where = evaluate(problem.model, problem.test()), measured_on(problem.device, latency)
     finalized = Finalized(picked, settings.steps, dense, before, tuple(fine_tuned), timed, where)
-    shutil.rmtree(folder / EXPORTS, ignore_errors=True)  # of another network
+    remove_files(folder / EXPORTS, EXPORTED)  # of another network
     save_network(folder, best, picked.result.plan, builder, {**made_from, **_figures(problem, best_result, finalized)})
-    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    remove_files(folder / UNFINISHED, ["seed-*.checkpoint"])
     return finalized
 
 
@@ -189,10 +189,10 @@ def _figures(problem: Problem, result: TrialResult, finalized: Finalized) -> dic
 def _read_own(folder: Path, made_from: Mapping[str, Any], picked: FrontPoint, dense: nn.Module) -> Finalized | None:
     try:
         entries = read_plan_file(folder)
-        same = {key: entries[key] for key in made_from} == dict(made_from)
+        same = {key: entries.get(key) for key in made_from} == dict(made_from)
         if not same or entries["layers"] != picked.result.plan.to_json():
             return None
         read_weights(folder / WEIGHTS_FILE, factorized_like(dense, picked.result.plan))  # which must not be damaged
         return Finalized.from_json(entries, picked)
-    except (PlanError, KeyError, TypeError):
+    except (PlanError, DamagedError):
         return None

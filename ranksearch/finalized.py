@@ -8,11 +8,12 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
-from ranksearch.errors import PlanError
+from ranksearch.errors import DamagedError, PlanError
 from ranksearch.front import FrontPoint
 from ranksearch.loading import read_plan_file
 from ranksearch.records import TrialRecord
 from ranksearch.training import Evaluation
+from ranksearch.values import from_record
 from ranksearch.wall_clock import WallClock
 
 
@@ -98,17 +99,24 @@ class Finalized:
             point: the picked trial.
 
         Raises:
-            KeyError, TypeError: they are something else.
+            DamagedError: they are something else.
         """
-        test = entries["test"]
-        fine_tuned = tuple(
-            FineTuned(one["seed"], Evaluation(**one["validation"]), Evaluation(**one["test"]))
-            for one in entries["seeds"]
-        )
-        dense, before = Evaluation(**test["dense"]), Evaluation(**test["before_fine_tuning"])
-        where = dict(entries["wall_clock"])
-        timed = tuple(WallClock(**entry) for entry in where.pop("batches"))
-        return Finalized(point, entries["fine_tune_steps"], dense, before, fine_tuned, timed, where)
+        test, clock, seeds = (entries.get(name) for name in ("test", "wall_clock", "seeds"))
+        if not isinstance(test, Mapping) or not isinstance(clock, Mapping) or not isinstance(seeds, list) or not seeds:
+            raise DamagedError("the plan file has no 'test', 'wall_clock' or 'seeds'")
+        batches = clock.get("batches")
+        if not isinstance(batches, list):
+            raise DamagedError("the plan file has no 'batches' in 'wall_clock'")
+        values = {
+            "point": point,
+            "steps": entries.get("fine_tune_steps"),
+            "dense": from_record(Evaluation, test.get("dense")),
+            "before": from_record(Evaluation, test.get("before_fine_tuning")),
+            "fine_tuned": tuple(_fine_tuned(one) for one in seeds),
+            "timed": tuple(from_record(WallClock, entry) for entry in batches),
+            "timed_on": {name: value for name, value in clock.items() if name != "batches"},
+        }
+        return from_record(Finalized, values)
 
 
 def read_finalized(folder: Path, study: str, records: Sequence[TrialRecord]) -> Finalized | None:
@@ -121,12 +129,18 @@ def read_finalized(folder: Path, study: str, records: Sequence[TrialRecord]) -> 
     """
     try:
         entries = read_plan_file(folder)
-        if entries["study"] != study:
+        if entries.get("study") != study:
             return None
-        known = {record.number: record for record in records}
-        record = known[entries["trial"]]
-        if record.result is None or entries["layers"] != record.result.plan.to_json():
+        record = next((record for record in records if record.number == entries.get("trial")), None)
+        if record is None or record.result is None or entries["layers"] != record.result.plan.to_json():
             return None
         return Finalized.from_json(entries, FrontPoint(record.number, record.closed_form, record.result))
-    except (PlanError, KeyError, TypeError):
+    except (PlanError, DamagedError):
         return None
+
+
+def _fine_tuned(entry: Any) -> FineTuned:
+    if not isinstance(entry, Mapping):
+        raise DamagedError(f"an entry of 'seeds' is a {type(entry).__name__}")
+    parts = {name: from_record(Evaluation, entry.get(name)) for name in ("validation", "test")}
+    return from_record(FineTuned, {**entry, **parts})

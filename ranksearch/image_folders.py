@@ -16,6 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from ranksearch.datasets import Splits
 from ranksearch.errors import SettingError, first_line
+from ranksearch.image_files import load_image, require_images
 from ranksearch.image_sets import stratified
 
 # What ImageNet's images have, on a scale of 0 to 1, and what networks for them are trained with unless they say so.
@@ -60,6 +61,7 @@ def image_folder(
 
     Raises:
         SettingError: a folder is missing or holds no images, or a setting is out of its range.
+        DataError: a file is no image, or damaged.
     """
     size = 224 if image_size is None else image_size
     mode = _interpolation(interpolation)
@@ -68,6 +70,7 @@ def image_folder(
     centred = central_crop(size, crop, interpolation, mean, std)
     pool = _read(root, train, augmented)
     plain = _read(root, train, centred)
+    require_images([file for file, _ in pool.samples])
     labels = np.asarray(pool.targets)
     index = np.arange(len(labels))
     if test is None:
@@ -75,6 +78,7 @@ def image_folder(
         tested: Any = Subset(plain, held_out.tolist())
     else:
         tested = _read(root, test, centred)
+        require_images([file for file, _ in tested.samples])
         if tested.classes != pool.classes:
             advice = f"holds other class folders in '{test}' than in '{train}': make them the same"
             raise SettingError("root", root, advice)
@@ -130,7 +134,8 @@ def _read(root: str, split: str, transform: Callable[[Any], Any]) -> ImageFolder
         advice = f"put the images into {folder}/<class>/, or point dataset.root at them"
         raise SettingError("root", root, f"lacks the folder '{split}': {advice}")
     try:
-        return ImageFolder(folder, transform)
+        found = ImageFolder(folder, transform, loader=load_image)
     except FileNotFoundError as error:
         advice = f"has no images in '{split}' ({first_line(error)}): put some into {folder}/<class>/"
         raise SettingError("root", root, advice) from None
+    return found

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from math import lcm
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from ranksearch.files import read_state, write_state
 from ranksearch.locks import alone
 from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
 from ranksearch.timing import Timing, time_calls
+from ranksearch.values import from_record
 
 log = logging.getLogger(__name__)
 FORMAT = "ranksearch.latency/1"
@@ -128,7 +130,7 @@ class MeasuredLatency:
         with alone(path.with_suffix(".lock"), "times the layers"):
             if path.exists():
                 try:
-                    known = LatencyCost(**read_state(path))
+                    known = _table(read_state(path), layers)
                 except DamagedError as error:
                     log.warning("latency: %s; it is measured anew", error)
                 else:
@@ -250,6 +252,24 @@ class MeasuredLatency:
         values = torch.ones(tuple(shape), device=device, dtype=DTYPES[self.dtype])
         as_images = self.channels_last and values.ndim == 4
         return values.contiguous(memory_format=torch.channels_last) if as_images else values
+
+
+def _table(state: Mapping[str, Any], layers: Sequence[LayerSpec]) -> LatencyCost:
+    """A table that was kept, for some layers.
+
+    Raises:
+        DamagedError: it is of something else.
+    """
+    table = from_record(LatencyCost, state)
+    for spec in layers:
+        times = table.factorized.get(spec.name)
+        if not isinstance(table.layers.get(spec.name), int | float) or not isinstance(times, Mapping):
+            raise DamagedError(f"the table of times has no '{spec.name}'")
+        for scheme in spec.schemes:
+            ranks, measured = times.get(scheme, ((), ()))
+            if not ranks or len(ranks) != len(measured) or not all(isinstance(x, int | float) for x in measured):
+                raise DamagedError(f"the table of times has no {scheme} times of '{spec.name}'")
+    return table
 
 
 def fit_gains(known: Sequence[tuple[float, float]], seen: Sequence[float]) -> tuple[float, float]:

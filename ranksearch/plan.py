@@ -8,7 +8,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ranksearch.errors import PlanError
+from ranksearch.errors import PlanError, shorten
 
 # Scheme -> whether the first factor takes the kernel's rows, and whether it takes its columns; the second factor
 # has the rest. Whatever a convolution sets for each axis (stride, padding, dilation) goes with the axis.
@@ -31,7 +31,7 @@ def check_scheme(scheme: object, owner: str = "") -> str:
         PlanError: there is no such scheme.
     """
     if not isinstance(scheme, str) or scheme not in FIRST_AXES:
-        raise PlanError(f"scheme {scheme!r}{owner} is unknown: use one of {', '.join(SCHEMES)}")
+        raise PlanError(f"scheme {shorten(repr(scheme))}{owner} is unknown: use one of {', '.join(SCHEMES)}")
     return scheme
 
 
@@ -218,7 +218,9 @@ class LayerChoice:
 
     def __post_init__(self) -> None:
         if isinstance(self.latent_size, bool) or not isinstance(self.latent_size, int) or self.latent_size < 1:
-            raise PlanError(f"latent size {self.latent_size!r} of a plan is out of range: give an int >= 1")
+            raise PlanError(
+                f"latent size {shorten(repr(self.latent_size))} of a plan is out of range: give an int >= 1"
+            )
         check_scheme(self.scheme)
 
 
@@ -261,6 +263,7 @@ class RankPlan:
         choices = {}
         for name, entry in layers.items():
             if not isinstance(entry, Mapping) or set(entry) != {"scheme", "latent_size"}:
-                raise PlanError(f"plan entry {entry!r} of '{name}' is no choice: give 'scheme' and 'latent_size' alone")
+                said = f"plan entry {shorten(repr(entry))} of '{shorten(str(name))}'"
+                raise PlanError(f"{said} is no choice: give 'scheme' and 'latent_size' alone")
             choices[name] = LayerChoice(latent_size=entry["latent_size"], scheme=entry["scheme"])
         return RankPlan(choices)

@@ -22,6 +22,7 @@ from ranksearch.errors import SettingError, UserError
 from ranksearch.job import Job
 from ranksearch.problem import describe_space
 from ranksearch.proxies import Proxy
+from ranksearch.rehearsal import rehearse
 from ranksearch.study import check_sampler, open_study, require_studies
 from ranksearch.values import check_value
 
@@ -67,6 +68,7 @@ def prepare(config: RunConfig, plain: Mapping[str, Any], settings: dict[str, Any
         budget = config.constraint.budget(space)
     except SettingError as error:
         raise error.inside("constraint") from None
+    rehearse(model, space.cheapest, builder, torch.empty(1, *splits.input_shape))
     compared = {key: plain[key] for key in COMPARED}
     for group, elsewhere in (("dataset", ("root", "workers")), ("cost", ("cache",))):  # which change no figure
         compared[group] = {key: value for key, value in compared[group].items() if key not in elsewhere}

@@ -15,6 +15,8 @@ import torch
 
 from ranksearch.datasets import Splits, length
 from ranksearch.device import describe_device
+from ranksearch.errors import DamagedError
+from ranksearch.files import read_json
 
 RUN_FORMAT = "ranksearch.run/1"
 RUN_FILE = "run.json"
@@ -60,10 +62,10 @@ def run_record(
 def read_run(folder: Path) -> dict[str, Any] | None:
     """The record that the last run left in a study's folder; None where there is none that can be read."""
     try:
-        found: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(folder / RUN_FILE)
+    except (FileNotFoundError, DamagedError):
         return None
-    return found if found.get("format") == RUN_FORMAT else None
+    return found if isinstance(found, dict) and found.get("format") == RUN_FORMAT else None
 
 
 def _versions() -> dict[str, str]:

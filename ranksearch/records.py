@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from ranksearch.errors import DamagedError
 from ranksearch.pruning import Standing
 from ranksearch.trial import TrialResult
 
@@ -58,15 +59,20 @@ class TrialRecord:
 
 def read_trial(trial: FrozenTrial) -> TrialRecord:
     """Read a trial back."""
-    stored = trial.system_attrs.get(RESULT)
-    result = TrialResult.from_json(stored) if stored and trial.state == TrialState.COMPLETE else None
+    stored, result = trial.system_attrs.get(RESULT), None
+    state, reason = trial.state.name, str(trial.user_attrs.get(REASON, ""))
+    if stored and trial.state == TrialState.COMPLETE:
+        try:
+            result = TrialResult.from_json(stored)
+        except DamagedError as error:
+            state, reason = "FAIL", f"its record is damaged: {error}"
     return TrialRecord(
         number=trial.number,
-        state=trial.state.name,
+        state=state,
         feasible=result is not None and all(value <= 0 for value in trial.constraints.values()),
         closed_form=bool(trial.user_attrs.get(CLOSED_FORM, False)),
         result=result,
-        reason=str(trial.user_attrs.get(REASON, "")),
+        reason=reason,
         seconds=trial.duration.total_seconds() if trial.duration is not None else 0.0,
     )
 
@@ -78,11 +84,16 @@ def read_trials(study: Study) -> list[TrialRecord]:
 
 def standings(study: Study) -> list[Standing]:
     """How the trials did on the way that were compared with others, by number; not those that failed."""
-    return [
-        Standing(trial.number, trial.user_attrs[COST], {int(step): accuracy for step, accuracy in seen.items()})
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state != TrialState.FAIL and (seen := trial.user_attrs.get(RUNGS))
-    ]
+    found = []
+    for trial in study.get_trials(deepcopy=False):
+        cost, seen = trial.user_attrs.get(COST), trial.user_attrs.get(RUNGS)
+        if trial.state == TrialState.FAIL or not isinstance(cost, int | float) or not isinstance(seen, Mapping):
+            continue
+        rungs = {str(step): value for step, value in seen.items() if isinstance(value, int | float)}
+        known = {int(step): value for step, value in rungs.items() if step.isdecimal()}
+        if known:
+            found.append(Standing(trial.number, int(cost), known))
+    return found
 
 
 def finished(trials: Iterable[FrozenTrial]) -> int:

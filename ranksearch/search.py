@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 from optuna import Study, Trial, TrialPruned
@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from ranksearch.closed_form import closed_form, closed_form_budgets
-from ranksearch.errors import BehindError, DivergedError, first_line
+from ranksearch.errors import BehindError, DivergedError, PlanError, first_line
 from ranksearch.guided import GuidedSampler
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
@@ -52,7 +52,7 @@ def closed_form_plans(study: Study, problem: Problem, budgets: Sequence[int]) ->
     The study keeps them, so that a run that continues it does not compare them again.
     """
     storage, study_id = study._storage, study._study_id
-    start, kept = time.perf_counter(), dict(storage.get_study_system_attrs(study_id).get(PLANS, {}))
+    start, kept = time.perf_counter(), _kept_plans(storage.get_study_system_attrs(study_id).get(PLANS), problem)
     wanted = [budget for budget in budgets if str(budget) not in kept]
     if wanted:
         found = closed_form(problem, wanted)
@@ -60,6 +60,18 @@ def closed_form_plans(study: Study, problem: Problem, budgets: Sequence[int]) ->
         storage.set_study_system_attr(study_id, PLANS, kept)
         log.info("closed form: plans of %d budgets in %.1f s", len(wanted), time.perf_counter() - start)
     return list(dict.fromkeys(RankPlan.from_json(kept[str(budget)]) for budget in budgets))
+
+
+def _kept_plans(stored: Any, problem: Problem) -> dict[str, Any]:
+    """What a study keeps of the closed form, budget -> plan, without what is damaged."""
+    kept = {}
+    for budget, layers in stored.items() if isinstance(stored, Mapping) else ():
+        try:
+            problem.space.cost.of(RankPlan.from_json(layers))
+        except (PlanError, KeyError):
+            continue
+        kept[budget] = layers
+    return kept
 
 
 def run_trials(
@@ -124,7 +136,8 @@ def queue_closed_form(study: Study, problem: Problem, settings: StudySettings) -
         problem: what is searched.
         settings: how many.
     """
-    budgets = closed_form_budgets(problem.space, problem.budget, settings.closed_form_trials)[: settings.n_trials]
+    count = settings.closed_form_trials
+    budgets = closed_form_budgets(problem.space, problem.budget, count, settings.n_trials)
     if len(study.directions) == 1:
         budgets = budgets[:1]  # a cheaper plan is no better
     for plan in closed_form_plans(study, problem, budgets):

@@ -106,6 +106,8 @@ def open_study(
     """
     metrics = [unit if metric == "cost" else metric for metric in OBJECTIVES[objective]]
     directions = DIRECTIONS[: len(metrics)]
+    if name in optuna.get_all_study_names(storage):
+        _require_own(optuna.load_study(study_name=name, storage=storage), directions)
     study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     known = study.user_attrs.get(SETTINGS)
     if known is None:
@@ -119,6 +121,25 @@ def open_study(
             "give this search a study.name of its own, or take the change back"
         )
     return study
+
+
+def _require_own(study: Study, directions: Sequence[StudyDirection]) -> None:
+    """Raise if a study is not one that a search like this made; it is not written to.
+
+    Raises:
+        UserError: it was made for something else, or by another program.
+    """
+    ours = isinstance(study.user_attrs.get(SETTINGS), Mapping)
+    if list(study.directions) != list(directions):
+        if ours:
+            said = "one objective" if len(study.directions) == 1 else f"{len(study.directions)} objectives"
+            raise UserError(
+                f"study '{study.study_name}' was made with other settings (objective: {said}): choose a "
+                "study.name of its own for this search, or take the change back"
+            )
+    elif ours or (not study.user_attrs and not study.get_trials(deepcopy=False)):  # or made this very moment
+        return
+    raise UserError(f"study '{study.study_name}' was not made by ranksearch: choose another study.name, or storage")
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:

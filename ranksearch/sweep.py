@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ranksearch.files import write_csv, write_json
+from ranksearch.errors import DamagedError
+from ranksearch.files import read_json, write_csv, write_json
 from ranksearch.review.comparison import best_said, write_comparison
 from ranksearch.review.plans import SPEEDUPS
+from ranksearch.values import from_record
 
 OUTCOME = "job.json"
+KEPT = ("trial", "speedup", "cost", "macs", "params")
 COLUMNS = (
     "job",
     "overrides",
@@ -52,11 +54,20 @@ class JobOutcome:
 
     def front(self) -> Mapping[str, Any] | None:
         """The study's `front.json`; None where there is none."""
-        try:
-            found: Mapping[str, Any] = json.loads((Path(self.folder) / "front.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found
+        return read_front(Path(self.folder))
+
+
+def read_front(folder: Path) -> Mapping[str, Any] | None:
+    """What a study's `front.json` holds; None where there is none that can be read."""
+    try:
+        found = read_json(folder / "front.json")
+        measured, dense, points = found["measured"], found["dense"], found["points"]
+        numbers = [dense[name] for name in ("accuracy", "cost", "macs", "params")]
+        numbers += [point[name] for point in points for name in (*KEPT, "accuracy")]
+        whole = isinstance(measured["cost_unit"], str) and all(isinstance(number, int | float) for number in numbers)
+    except (FileNotFoundError, DamagedError, KeyError, TypeError):
+        return None
+    return found if whole and dense["cost"] > 0 else None
 
 
 def write_outcome(folder: Path, outcome: JobOutcome) -> None:
@@ -78,8 +89,8 @@ def read_outcomes(folder: Path) -> list[JobOutcome]:
     outcomes = []
     for job in (path for path in folder.iterdir() if path.name.isdigit()):
         try:
-            outcomes.append(JobOutcome(**json.loads((job / OUTCOME).read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError):
+            outcomes.append(from_record(JobOutcome, read_json(job / OUTCOME)))
+        except (FileNotFoundError, DamagedError):
             outcomes.append(JobOutcome(int(job.name), [], "", "", 1, "it was killed, or its machine is gone"))
     return sorted(outcomes, key=lambda outcome: outcome.number)
 
@@ -128,9 +139,8 @@ def _csv_rows(outcome: JobOutcome, settings: str, front: Mapping[str, Any] | Non
     if front is None or outcome.reason:
         return [known]
     dense = {"dense_validation_accuracy": front["dense"]["accuracy"], "cost_unit": front["measured"]["cost_unit"]}
-    kept = ("trial", "speedup", "cost", "macs", "params")
     return [
-        {**known, **dense, "validation_accuracy": point["accuracy"], **{key: point[key] for key in kept}}
+        {**known, **dense, "validation_accuracy": point["accuracy"], **{key: point[key] for key in KEPT}}
         for point in front["points"]
     ]
 

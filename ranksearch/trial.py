@@ -14,10 +14,12 @@ from torch import nn
 from ranksearch.checkpoint import Checkpoint
 from ranksearch.cost import count_params
 from ranksearch.datasets import endless_batches
+from ranksearch.errors import DamagedError, PlanError, first_line
 from ranksearch.fine_tuning import FineTuning
 from ranksearch.plan import RankPlan
 from ranksearch.problem import Problem
 from ranksearch.training import evaluate
+from ranksearch.values import from_record
 
 STAGES = ("factorize", "fine_tune", "evaluate")
 
@@ -56,8 +58,21 @@ class TrialResult:
 
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> TrialResult:
-        """Read what `to_json` wrote."""
-        return TrialResult(**{**stored, "plan": RankPlan.from_json(stored["plan"])})
+        """Read what `to_json` wrote.
+
+        Raises:
+            DamagedError: it is something else.
+        """
+        if not isinstance(stored, Mapping):
+            raise DamagedError(f"TrialResult is a {type(stored).__name__}")
+        try:
+            plan = RankPlan.from_json(stored.get("plan", {}))
+        except PlanError as error:
+            raise DamagedError(first_line(error)) from None
+        result = from_record(TrialResult, {**stored, "plan": plan})
+        if min(result.cost, result.macs, result.params) < 1 or not result.speedup > 0:
+            raise DamagedError("TrialResult has a network that costs nothing")
+        return result
 
 
 class Stopwatch:

@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 from os import PathLike
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ranksearch.errors import SettingError
+from ranksearch.errors import DamagedError, SettingError, UserError, first_line, shorten
 
 # Whole numbers of settings lie below it: counts, sizes, seeds.
 LIMIT = 2**31
@@ -71,6 +71,33 @@ def check_arguments(group: str, target: Any, settings: Mapping[str, Any]) -> Non
         check_value(f"{group}.{name}", hints.get(name, Any), value, WIDE_LIMIT)
 
 
+Value = TypeVar("Value")
+
+
+def from_record(kind: type[Value], record: Any) -> Value:
+    """Make a value of a frozen dataclass from a record that may be damaged, or a stranger's.
+
+    Args:
+        kind: the dataclass.
+        record: its fields by name; nested values are made already, or are of JSON's types.
+
+    Raises:
+        DamagedError: it has other fields, or values of other types.
+    """
+    if not isinstance(record, Mapping):
+        raise DamagedError(f"{kind.__name__} is a {type(record).__name__}")
+    hints = _hints(kind)
+    unknown = [str(name) for name in record if name not in hints]
+    if unknown:
+        raise DamagedError(f"{kind.__name__} has an unknown '{shorten(unknown[0])}'")
+    try:
+        for name, value in record.items():
+            check_value(f"{kind.__name__}.{name}", hints[name], value, WIDE_LIMIT)
+        return kind(**record)
+    except (UserError, TypeError) as error:  # a field is missing
+        raise DamagedError(first_line(error)) from None
+
+
 def _hints(target: Any) -> Mapping[str, Any]:
     of = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
     try:
@@ -97,12 +124,16 @@ def _fits(hint: Any, value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is str or (inspect.isclass(hint) and issubclass(hint, PathLike)):
         return isinstance(value, str)
+    if origin is tuple and Ellipsis not in inner:
+        return isinstance(value, list | tuple) and len(value) == len(inner) and all(map(_fits, inner, value))
     if (origin or hint) in (list, Sequence, Iterable, tuple):
         each = inner[0] if inner else Any
         return isinstance(value, list | tuple) and all(_fits(each, entry) for entry in value)
     if (origin or hint) in (dict, Mapping):
         each = inner[1] if len(inner) > 1 else Any
         return isinstance(value, Mapping) and all(_fits(each, entry) for entry in value.values())
+    if is_dataclass(hint) and inspect.isclass(hint) and not isinstance(value, Mapping):
+        return isinstance(value, hint)  # a mapping is what one is still to be made of
     return True
 
 

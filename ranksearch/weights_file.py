@@ -20,7 +20,15 @@ log = logging.getLogger(__name__)
 
 # Where training programs put the weights among other things that they keep: averaged ones (EMA), which are what such
 # programs evaluate, before raw ones.
-AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "averaged_model", "model_ema_state_dict")
+AVERAGED = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema_model",
+    "ema",
+    "averaged_model",
+    "model_ema_state_dict",
+)
 RAW = ("state_dict", "model_state_dict", "model")
 # What wrappers put before the names of weights.
 PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -32,8 +40,8 @@ def read_checkpoint(path: str, model: nn.Module) -> list[str]:
     """Give a model the weights of a file, in place.
 
     The weights may stand alone in it or under ``state_dict``, ``model_state_dict`` or ``model``, and their names may
-    begin as `nn.DataParallel` or `torch.compile` make them begin. Averaged ones (EMA) beside them are taken instead, and
-    the log says so.
+    begin as `nn.DataParallel` or `torch.compile` make them begin. Averaged ones (EMA) beside them are taken instead,
+    and the log says so.
 
     Args:
         path: of a ``.safetensors`` file, or of one that `torch.save` wrote, of which only tensors and plain values
@@ -134,6 +142,8 @@ def _require_honest_size(path: Path) -> None:
 def _unprefixed(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The same without what a wrapper put before every name."""
     known = model.state_dict()
+    if "n_averaged" not in known:  # the counter of torch's AveragedModel
+        state = {name: tensor for name, tensor in state.items() if name != "n_averaged"}
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in state) and not any(name in known for name in state):
             return _unprefixed({name.removeprefix(prefix): tensor for name, tensor in state.items()}, model)

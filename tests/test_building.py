@@ -98,9 +98,8 @@ def test_a_checkpoint_of_one_s_own_is_what_the_run_begins_with(tmp_path: Path) -
 def test_rules_of_the_model_s_file_come_after_the_person_s() -> None:
     config = configured("model=mobilenet_v3_large", "space.rules=[{match: '*.fc1', low: 4}]")
     assert [rule.match for rule in rules_of(config).rules] == ["*.fc1", "*.fc[12]"]
-    wrong = replace(config, model={**config.model, "rules": [{"match": "a", "kep": "dense"}]})
     with pytest.raises(UserError, match=r"model\.rules\.kep=dense is not a key"):
-        rules_of(wrong)
+        replace(config, model={**config.model, "rules": [{"match": "a", "kep": "dense"}]})
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_large", "efficientnet_b0", "regnet_y_400mf"])

@@ -73,7 +73,9 @@ def guarded(application: WSGIApplication, hosts: Iterable[str]) -> WSGIApplicati
         if host in known and (origin is None or str(origin).lower() in origins):
             return application(environ, start_response)
         start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
-        return [b"This dashboard answers for its own address alone: start it with dashboard.hosts=[NAME:PORT] for more.\n"]
+        return [
+            b"This dashboard answers for its own address alone: start it with dashboard.hosts=[NAME:PORT] for more.\n"
+        ]
 
     return serve
 

@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from ranksearch.errors import UserError
+from ranksearch.errors import UserError, first_line, shorten
 from ranksearch.storage.in_place import require_in_place
 from ranksearch.storage.stale import SignsOfLife, take_up_again
 
@@ -57,9 +57,19 @@ class Journal(JournalStorage, BaseHeartbeat):
 
     def __init__(self, path: Path, heartbeat_seconds: int) -> None:
         require_journal(path)
+        self._path = path
         super().__init__(_JournalFile(path))
         self._heartbeat_seconds = heartbeat_seconds
         self._beats, self._watch = count(), SignsOfLife()
+
+    def _sync_with_backend(self) -> None:
+        try:
+            super()._sync_with_backend()
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError, LookupError, RecursionError) as error:
+            reason = shorten(first_line(error), 120)
+            raise UserError(
+                f"the study journal {self._path} is damaged ({reason}): move it away, or take it from a backup"
+            ) from error
 
     def record_heartbeat(self, trial_id: int) -> None:
         """Give a sign of life."""

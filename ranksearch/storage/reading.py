@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import inspect, select
 from sqlalchemy.orm import Session
 
+from ranksearch.errors import UserError, first_line, shorten
 from ranksearch.records import CLOSED_FORM
 
 # Values of parameters, and their distributions.
@@ -21,7 +22,22 @@ Parameters = tuple[dict[str, Any], dict[str, BaseDistribution]]
 
 
 def read_trials(session: Session, wanted: Sequence[Any], known: dict[int, Parameters]) -> list[FrozenTrial]:
-    """Read some trials, in the order they were made.
+    """Read some trials, in the order they were made; see `_read_trials`.
+
+    Raises:
+        UserError: what the database holds of one is damaged.
+    """
+    try:
+        return _read_trials(session, wanted, known)
+    except (ValueError, KeyError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        reason = shorten(first_line(error), 120)
+        raise UserError(
+            f"the study's database is damaged ({reason}): move it away, or take it from a backup"
+        ) from error
+
+
+def _read_trials(session: Session, wanted: Sequence[Any], known: dict[int, Parameters]) -> list[FrozenTrial]:
+    """Read some trials.
 
     Args:
         session: of the database.

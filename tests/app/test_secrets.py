@@ -36,7 +36,9 @@ ENVIRONMENT = [
 
 
 def found_in(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if SECRET in path.name or (path.is_file() and SECRET in path.read_text())]
+    return [
+        path for path in folder.rglob("*") if SECRET in path.name or (path.is_file() and SECRET in path.read_text())
+    ]
 
 
 @pytest.mark.parametrize("words", WRITTEN)

@@ -1,0 +1,106 @@
+"""Labels of one's own data sets: taken for what they plainly mean, or refused with the example that has them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from ranksearch.datasets import Examples, Splits, held_tensors, length
+from ranksearch.errors import DataError, shorten
+
+# Examples of a split that are looked at before anything is trained; all others are when they are read.
+LOOKED_AT = 512
+
+
+def checked(splits: Splits) -> Splits:
+    """The same splits, with labels that are whole numbers from 0 to below the number of classes.
+
+    Args:
+        splits: of (image, label) pairs; what stands behind the label is left.
+
+    Raises:
+        DataError: a label, or an example, is something else; the test split is looked at when it is read.
+    """
+    names = ("train", "validation", "test")
+    parts = {name: _checked(getattr(splits, name), name, splits.num_classes) for name in names}
+    for name in names[:2]:
+        part = parts[name]
+        if isinstance(part, _Checked) and len(part) <= LOOKED_AT:
+            for index in range(len(part)):
+                part[index]
+        elif isinstance(part, _Checked):
+            for index in range(0, len(part), len(part) // LOOKED_AT + 1):
+                part[index]
+    return replace(splits, train=parts["train"], validation=parts["validation"], test=parts["test"])
+
+
+def _checked(examples: Examples, name: str, classes: int) -> Examples:
+    inner = examples.dataset if isinstance(examples, Subset) else examples
+    if hasattr(inner, "class_to_idx") and hasattr(inner, "samples"):  # torchvision's, whose labels are its own
+        return examples
+    held = held_tensors(examples)
+    if held is None:
+        return _Checked(examples, name, classes)
+    images, labels, rows = held
+    of_split = labels[rows]
+    if of_split.dtype == torch.int64 and of_split.ndim == 1 and bool(((of_split >= 0) & (of_split < classes)).all()):
+        return examples
+    numbers = [as_label(label, name, row, classes) for row, label in zip(rows, of_split, strict=True)]
+    return cast(Examples, TensorDataset(images[rows], torch.tensor(numbers)))
+
+
+class _Checked(Dataset[tuple[Any, Any]]):
+    """Examples whose labels and images are looked at as they are read."""
+
+    def __init__(self, examples: Examples, name: str, classes: int) -> None:
+        self.examples, self.name, self.classes = examples, name, classes
+        self.shape = examples[0][0].shape
+
+    def __len__(self) -> int:
+        return length(self.examples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        example: Any = self.examples[index]
+        where = f"example {index} of the {self.name} split"
+        if not isinstance(example, tuple | list) or len(example) < 2:
+            raise DataError(f"{where} is a {type(example).__name__}: give pairs of an image and a label")
+        image, label = example[0], example[1]
+        if not isinstance(image, Tensor) or not image.is_floating_point() or image.shape != self.shape:
+            found = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise DataError(f"the image of {where} is {found}, not floats {list(self.shape)}: give all one shape")
+        return image, as_label(label, self.name, index, self.classes)
+
+
+def as_label(label: Any, split: str, index: int, classes: int) -> int:
+    """A label as a whole number.
+
+    Args:
+        label: such a number, of any type, alone or in a tensor of one entry; or a one-hot vector.
+        split: that it is of, for the error.
+        index: of its example.
+        classes: how many there are.
+
+    Raises:
+        DataError: it is something else, or out of range.
+    """
+    where = f"the label of example {index} of the {split} split"
+    values = torch.as_tensor(label) if hasattr(label, "__array__") or isinstance(label, Tensor) else None
+    if values is not None:
+        if values.numel() == 1:
+            label = values.reshape(()).item()
+        elif values.shape == (classes,) and bool(((values == 0) | (values == 1)).all()) and int(values.sum()) == 1:
+            label = int(values.argmax())
+        else:
+            raise DataError(f"{where} has shape {list(values.shape)}: give one whole number for each image")
+    whole = isinstance(label, Integral) or (isinstance(label, Real) and float(label).is_integer())
+    if not whole:
+        raise DataError(f"{where} is {shorten(repr(label))}: give labels as whole numbers, 0 to {classes - 1}")
+    number = int(label)
+    if not 0 <= number < classes:
+        raise DataError(f"{where} is {number}, of {classes} classes: give labels from 0 to {classes - 1}")
+    return number
