@@ -133,20 +133,20 @@ def build_data(config: RunConfig) -> Splits:
         UserError: the data set lacks files, or does not fit the model.
     """
     settings = {key: value for key, value in config.dataset.items() if key != "name"}
-    weights = published(config.model)
-    if (size := config.model.get("input_size")) is not None:
+    weights, own = published(config.model), config.of_model()
+    if (size := own.input_size) is not None:
         if "image_size" not in settings:
             raise SettingError("model.input_size", size, "needs a data set with an image_size: leave it null")
         settings["image_size"] = size
     for key, value in (weights.images if weights else {}).items():
         if key in settings and settings[key] is None:
             settings[key] = value
-    smallest, size = config.model.get("smallest_input"), settings.get("image_size")
-    if config.model.get("input_size") is None and smallest and isinstance(size, int) and size < smallest:
+    smallest, size = own.smallest_input, settings.get("image_size")
+    if own.input_size is None and smallest and isinstance(size, int) and size < smallest:
         log.info("dataset: images enlarged from %d to %d pixels for the model", size, smallest)
         settings["image_size"] = smallest
     splits = checked(cast(Splits, build("dataset", settings, Splits)))
-    classes = config.model.get("num_classes")
+    classes = own.num_classes
     if classes is not None and classes < splits.num_classes:
         limit = f"is below the {splits.num_classes} classes of the data set: raise it, or leave it null"
         raise SettingError("model.num_classes", classes, limit)
@@ -160,7 +160,7 @@ def build_model(config: RunConfig, splits: Splits) -> tuple[nn.Module, dict[str,
         UserError: there is no such model, or its weights cannot be had or do not fit.
     """
     arguments = {key: value for key, value in config.model.items() if key not in NOT_OF_THE_BUILDER}
-    checkpoint, weights = config.model.get("checkpoint"), published(config.model)
+    checkpoint, weights = config.of_model().checkpoint, published(config.model)
     if checkpoint is not None and weights is not None:
         advice = "stands beside model.weights: a network has one set of weights, so take one of them out"
         raise SettingError("model.checkpoint", checkpoint, advice)

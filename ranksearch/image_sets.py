@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 from collections.abc import Sequence
 from itertools import pairwise
@@ -224,9 +225,24 @@ def _normalized(
 
 
 def _scaled(images: Tensor, size: int) -> Tensor:
+    if size < 1:
+        raise SettingError("image_size", size, "is out of range: use 1 or more")
+    _require_memory("image_size", size, len(images) * 3 * size * size)
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def _require_memory(key: str, value: int, numbers: int) -> None:
+    """Raise if a setting asks for more images than this machine can hold.
+
+    Raises:
+        SettingError: it does.
+    """
+    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**40
+    if 4 * numbers > held:
+        advice = f"makes {4 * numbers / 2**30:.0f} GiB of images, of {held / 2**30:.0f} GiB of memory: lower it"
+        raise SettingError(key, value, advice)
 
 
 def stratified(
@@ -277,6 +293,9 @@ def fake(image_size: int, num_classes: int, images: int, seed: int) -> Splits:
     """
     if images < 4 * num_classes:
         raise SettingError("images", images, f"leave some class out: use {4 * num_classes} or more")
+    if num_classes < 1:
+        raise SettingError("num_classes", num_classes, "is out of range: use 1 or more")
+    _require_memory("images", images, images * 3 * max(image_size, 1) ** 2)
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.randn(num_classes, 3, 4, 4, generator=generator)
     labels = torch.arange(images) % num_classes

@@ -21,7 +21,7 @@ PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "model.safetensors"
 LARGEST_SIDE = 2**16  # pixels
 # Of what builders of ours are asked for by a plan, which may be a stranger's.
-LIMITS = {"depth": 2000, "num_classes": 10**6}
+LIMITS = {"num_classes": 10**6}
 DEEPEST = 20
 # Named one by one: whatever else a module of ours can be asked for by a dotted name, some of it runs anything.
 BUILDERS = frozenset(

@@ -24,6 +24,9 @@ from ranksearch.pretrained import (
     torchvision_published,
 )
 
+# He et al. (2015) went up to 1,202.
+DEEPEST = 1400
+
 
 class _BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut without weights (He et al., 2015, option A)."""
@@ -60,6 +63,8 @@ class CifarResNet(nn.Module):
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise SettingError("depth", depth, "is not 6n + 2 with an n of 1 or more: use 8, 14, 20, 32, 44, 56, ...")
+        if depth > DEEPEST:
+            raise SettingError("depth", depth, f"exceeds {DEEPEST}: lower it")
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)

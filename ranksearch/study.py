@@ -132,10 +132,10 @@ def _require_own(study: Study, directions: Sequence[StudyDirection]) -> None:
     ours = isinstance(study.user_attrs.get(SETTINGS), Mapping)
     if list(study.directions) != list(directions):
         if ours:
-            said = "one objective" if len(study.directions) == 1 else f"{len(study.directions)} objectives"
+            made, now = ("accuracy" if len(each) == 1 else "front" for each in (study.directions, directions))
             raise UserError(
-                f"study '{study.study_name}' was made with other settings (objective: {said}): choose a "
-                "study.name of its own for this search, or take the change back"
+                f"study '{study.study_name}' was made with other settings (objective: {made} before, {now} now): give "
+                "this search a study.name of its own, or take the change back"
             )
     elif ours or (not study.user_attrs and not study.get_trials(deepcopy=False)):  # or made this very moment
         return

@@ -25,8 +25,9 @@ def table(heading: str, names_in: int) -> list[list[str]]:
 FLOORS = [*table("## The rooms", 1), ["__main__"]]
 INSIDE = {room: table(f"### Inside `{room}/`", 0) for room in ("factorize", "review")}
 HOMES = {
-    "hydra": {"app", "building", "callback"},
-    "omegaconf": {"app", "callback"},
+    "hydra": {"app", "building", "callback", "composing"},
+    "omegaconf": {"app", "callback", "composing"},
+    "yaml": {"composing"},
     "torchvision": {"models", "pretrained", "image_sets", "image_folders"},
     "timm": {"pretrained"},
     "sklearn": {"image_sets"},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import re
+import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -272,3 +274,48 @@ def test_a_storage_that_fails_is_told_in_one_line_but_for_a_full_disk() -> None:
         raise StorageInternalError("gone")
     with pytest.raises(StorageInternalError), failures_told():
         raise StorageInternalError from OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("folder", ["what?1", "what?2", "a#b", "a%20b", "100%", "ü b", "a'b"])
+@pytest.mark.parametrize("build", [sqlite, journal])
+def test_a_path_is_the_file_that_it_names(build: Callable[[str], BaseStorage], folder: str, tmp_path: Path) -> None:
+    path = tmp_path / folder / "studies"
+    optuna.create_study(study_name="s", storage=build(str(path)))
+    assert optuna.get_all_study_names(build(str(path))) == ["s"]
+    assert [each.name for each in tmp_path.iterdir()] == [folder]
+    assert path.is_file()
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+@pytest.mark.parametrize("build", [sqlite, journal])
+def test_a_file_that_goes_under_a_running_study_is_told(
+    build: Callable[[str], BaseStorage], how: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "outputs" / "studies"
+    study = optuna.create_study(study_name="s", storage=build(str(path)))
+    study.tell(study.ask(), 0.5)
+    shutil.rmtree(path.parent)
+    if how == "replaced":
+        path.parent.mkdir()
+        path.touch()
+    with pytest.raises(UserError, match=rf"studies was {how} while its study ran, and what finished went with it"):
+        study.ask()
+
+
+def test_a_database_of_another_program_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "mine.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE mine (a)")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"mine\.db is a database of another program: choose another storage.path"):
+        sqlite(str(path))
+    assert path.read_bytes() == before
+    assert {each.name for each in tmp_path.iterdir()} == {"mine.db"}
+
+
+def test_an_at_sign_in_a_password_is_told_without_it() -> None:
+    with pytest.raises(UserError) as caught:
+        rdb("postgresql+psycopg://me:hunter2@not-real@127.0.0.1:1/db")
+    assert "write that as %40" in str(caught.value)
+    assert not {"hunter2", "not-real"} & set(re.split(r"[^\w-]", str(caught.value)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
@@ -96,8 +97,10 @@ class _JournalFile(JournalFileBackend):
     def __init__(self, path: Path) -> None:
         lock = _MendingLock(path)
         super().__init__(str(path), lock)
-        self._path, lock.known = path, path.stat()
-        self._known = lock.known
+        self._path = path
+        held = os.open(path, os.O_RDONLY)  # so that the system gives no other file its number
+        weakref.finalize(self, os.close, held)
+        self._known = lock.known = os.fstat(held)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # a generator
         """Read the entries from a number on."""

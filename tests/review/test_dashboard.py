@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import threading
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 import optuna
 import pytest
@@ -162,3 +165,53 @@ def test_a_study_has_a_page_before_its_first_trial(searched: Searched) -> None:
     DashboardPage(study, searched.facts, searched.folder, searched.outputs).refresh()
     assert "No trial has completed yet" in get_note(study)
     assert searched.facts.command in get_note(study)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:{port}"}, 200),
+        ({"Host": "LOCALHOST:{port}"}, 200),
+        ({"Host": "tunnel.example:9000"}, 200),  # which it was started for
+        ({"Host": "tunnel.example:9000", "Origin": "https://tunnel.example:9000"}, 200),
+        ({"Origin": "http://127.0.0.1:{port}"}, 200),
+        ({"Host": "evil.example:{port}"}, 403),
+        ({"Host": "127.0.0.1.evil.example:{port}"}, 403),
+        ({"Host": "127.0.0.1:1"}, 403),
+        ({"Host": "localhost"}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "evil.example", "Origin": "http://127.0.0.1:{port}"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_only_the_hosts_and_pages_that_it_was_started_for_are_answered(
+    method: str, headers: dict[str, str], status: int, tmp_path: Path
+) -> None:
+    storage = InMemoryStorage()
+    study = optuna.create_study(study_name="mine", storage=storage)
+    settings = DashboardSettings(0, hosts=["tunnel.example:9000"])
+    with dashboard(storage, tmp_path, settings) as (_, server), serving(server):
+        sent = {name: value.format(port=server.server_port) for name, value in headers.items()}
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+        path = "/api/studies" if method == "GET" else f"/api/studies/{study._study_id}"
+        connection.request(method, path, headers=sent)
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+    assert answer.status == (204 if method == "DELETE" and status == 200 else status)
+    assert optuna.get_all_study_names(storage) == ([] if method == "DELETE" and status == 200 else ["mine"])
+
+
+@contextmanager
+def serving(server: WSGIServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
