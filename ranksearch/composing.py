@@ -96,9 +96,42 @@ def compose(arguments: argparse.Namespace) -> DictConfig:
     finally:
         GlobalHydra.instance().clear()
     several = arguments.multirun or cfg.hydra.mode == RunMode.MULTIRUN
+    _check_hydra(cfg)
     cfg.hydra.mode = RunMode.MULTIRUN if several else RunMode.RUN
     HydraConfig.instance().set_config(cfg)
     return cfg
+
+
+def _check_hydra(cfg: DictConfig) -> None:
+    """Raise if one of Hydra's own settings cannot be what Hydra will take it for, once it is writing.
+
+    Raises:
+        UserError: it cannot.
+    """
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "job.chdir": (bool, type(None)),
+        "job.env_set": DictConfig,
+        "job.name": str,
+        "output_subdir": (str, type(None)),
+        "run.dir": str,
+        "sweep.dir": str,
+        "verbose": (bool, str, ListConfig),
+    }
+    for key, kind in kinds.items():
+        try:
+            value = OmegaConf.select(cfg.hydra, key)
+            if key.startswith("job."):  # which Hydra reads where there is nothing but its own settings
+                value = OmegaConf.select(OmegaConf.masked_copy(cfg, "hydra"), f"hydra.{key}")
+                if isinstance(value, DictConfig):
+                    OmegaConf.to_container(value, resolve=True)
+        except OmegaConfBaseException as error:
+            missing = str(error).partition("Missing mandatory value: ")[2].splitlines()
+            if missing:
+                raise UserError(f"{missing[0]} is not set: add {missing[0]}=... to the command") from None
+            raise UserError(f"hydra.{key} cannot be read ({shorten(first_line(error), 160)}): mend it") from None
+        if not isinstance(value, kind) or value == "":
+            said = shorten(str(value))
+            raise UserError(f"hydra.{key}={said} is of another type: leave it as it is, or see Hydra's own")
 
 
 def known_secrets(cfg: DictConfig) -> set[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ranksearch.errors import UserError
+from ranksearch.errors import UserError, first_line, shorten
 
 # Of a file that is looked at to tell whose it is.
 HEAD = 4096
@@ -103,17 +103,23 @@ def require_folder(key: str, path: str) -> None:
     """
     try:
         _require_folders((Path(path),))
-    except UserError:
-        raise UserError(f"{key}={path} is a file: name a folder") from None
+    except UserError as error:
+        what = "is a file" if "it is a file" in str(error) else "cannot be a folder's name"
+        raise UserError(f"{key}={shorten(path, 160)} {what}: name a folder") from None
 
 
 def _require_folders(paths: Iterable[Path]) -> None:
+    advice = "choose another folder with outputs=..."
     for path in paths:
         for part in (path, *path.parents):
-            if part.is_dir():
-                break
-            if part.exists() or part.is_symlink():
-                advice = "choose another folder with outputs=..."
+            try:
+                if part.is_dir():
+                    break
+                stands = part.exists() or part.is_symlink()
+            except (OSError, ValueError) as error:  # a name that is too long, or that no file can have
+                said = shorten(str(part), 160)
+                raise UserError(f"{said} cannot be written ({first_line(error)[:60]}): {advice}") from None
+            if stands:
                 raise UserError(f"{part} cannot be written (it is a file, where a folder is wanted): {advice}")
 
 

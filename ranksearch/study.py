@@ -51,6 +51,8 @@ class StudySettings:
         for name in self.names or [""]:
             if not name or {"/", "\\"} & set(name) or name in (".", ".."):
                 raise SettingError("name", name, "cannot name a folder: use a name without slashes, not . or ..")
+            if len(name.encode()) > LONGEST:
+                raise SettingError("name", name, f"is too long for a folder's: use at most {LONGEST} bytes")
         if self.n_trials < 1:
             raise SettingError("n_trials", self.n_trials, "is out of range: use 1 or more")
         if self.closed_form_trials < 0:
@@ -129,7 +131,9 @@ def _require_own(study: Study, directions: Sequence[StudyDirection]) -> None:
     Raises:
         UserError: it was made for something else, or by another program.
     """
-    ours = isinstance(study.user_attrs.get(SETTINGS), Mapping)
+    # Other workers may be making it: its settings come before its trials, so that trials are looked for first.
+    begun, attributes = bool(study.get_trials(deepcopy=False)), study.user_attrs
+    ours = isinstance(attributes.get(SETTINGS), Mapping)
     if list(study.directions) != list(directions):
         if ours:
             made, now = ("accuracy" if len(each) == 1 else "front" for each in (study.directions, directions))
@@ -137,7 +141,7 @@ def _require_own(study: Study, directions: Sequence[StudyDirection]) -> None:
                 f"study '{study.study_name}' was made with other settings (objective: {made} before, {now} now): give "
                 "this search a study.name of its own, or take the change back"
             )
-    elif ours or (not study.user_attrs and not study.get_trials(deepcopy=False)):  # or made this very moment
+    elif ours or not (attributes or begun):
         return
     raise UserError(f"study '{study.study_name}' was not made by ranksearch: choose another study.name, or storage")
 

@@ -31,7 +31,7 @@ def check_value(key: str, hint: Any, value: Any, limit: int = LIMIT) -> None:
         SettingError: it is not, is not a number, or exceeds the limit.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isnan(value):
+        if isinstance(value, float) and math.isnan(value):
             raise SettingError(key, value, "is not a number: give one")
         if isinstance(value, int) and abs(value) >= limit:
             raise SettingError(key, value, f"is out of range: use less than {limit}")
@@ -66,8 +66,6 @@ def check_arguments(group: str, target: Any, settings: Mapping[str, Any]) -> Non
                 called = getattr(target, "__name__", type(target).__name__)
                 raise SettingError(f"{group}.{name}", value, f"is no setting of {called}: use {known}")
             continue
-        if isinstance(value, Mapping) and "_target_" in value:
-            continue  # another object
         check_value(f"{group}.{name}", hints.get(name, Any), value, WIDE_LIMIT)
 
 

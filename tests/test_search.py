@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -177,3 +178,40 @@ def test_a_study_is_continued_with_the_same_settings_only() -> None:
     for other in ({"model": {"depth": 14}}, {"model": {"depth": 8, "input_size": 32}}, {"model": {}}):
         with pytest.raises(UserError, match=r"made with other settings \(model\."):
             open_study("this", storage, other)
+
+
+@pytest.mark.parametrize(
+    ("directions", "attributes", "trials"),
+    [
+        (["maximize"], {}, 0),
+        (["maximize"], {}, 2),
+        (["maximize", "minimize"], {}, 2),
+        (["minimize", "maximize"], {}, 0),
+        (["maximize", "minimize"], {"mine": 1}, 0),
+        (["maximize", "minimize"], {"settings": "mine"}, 1),
+    ],
+)
+def test_a_study_of_another_program_is_not_written_to(
+    directions: list[str], attributes: dict[str, Any], trials: int
+) -> None:
+    storage = InMemoryStorage()
+    study = optuna.create_study(study_name="mine", storage=storage, directions=directions)
+    for key, value in attributes.items():
+        study.set_user_attr(key, value)
+    study.optimize(lambda trial: [trial.suggest_float("x", 0, 1)] * len(directions), n_trials=trials)
+
+    def state() -> object:
+        system = storage.get_study_system_attrs(study._study_id)
+        return dict(study.user_attrs), dict(system), [(trial.state, trial.params) for trial in study.trials]
+
+    before = state()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"study 'mine' was not made by ranksearch: choose another study\.name"):
+            open_study("mine", storage, {"seed": 0})
+        assert state() == before
+
+
+def test_more_closed_form_trials_than_trials_build_no_more_than_are_used(problem: Problem) -> None:
+    budgets = closed_form_budgets(problem.space, problem.budget, 10**9, first=3)
+    assert len(budgets) == 3
+    assert budgets == closed_form_budgets(problem.space, problem.budget, 10**9, first=5)[:3]

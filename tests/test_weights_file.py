@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +115,75 @@ def test_what_does_not_fit_is_named_and_the_model_stays(tmp_path: Path, what: st
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert same(model, before)
+
+
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+
+
+@pytest.mark.parametrize("averaged", AVERAGES)
+@pytest.mark.parametrize("raw", ["state_dict", "model", "model_state_dict", None])
+def test_averaged_weights_are_taken_before_raw_ones_and_the_choice_is_logged(
+    raw: str | None, averaged: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    first, second, target = network(seed=1), network(seed=2), network(seed=3)
+    content: dict[str, Any] = {averaged: second.state_dict(), "epoch": 3}
+    if raw is not None:
+        content[raw] = first.state_dict()
+    torch.save(content, tmp_path / "weights.pt")
+    assert read_checkpoint(str(tmp_path / "weights.pt"), target) == []
+    assert same(second, target)
+    assert (f"not those under '{raw}'" in caplog.text) == (raw is not None)
+
+
+def test_torch_s_averaged_model_is_read(tmp_path: Path) -> None:
+    source, target = network(seed=1), network(seed=2)
+    torch.save(torch.optim.swa_utils.AveragedModel(source).state_dict(), tmp_path / "weights.pt")
+    assert read_checkpoint(str(tmp_path / "weights.pt"), target) == []
+    assert same(source, target)
+
+
+def zip_bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(50_000_000))
+
+
+JUNK: dict[str, Callable[[Path], object]] = {
+    "a word": lambda path: path.write_text("hello"),
+    "a page": lambda path: path.write_text("<!DOCTYPE html><title>Sign in</title>\n"),
+    "nothing": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(1000)),
+    "a list": lambda path: torch.save([1, 2], path),
+    "a tensor": lambda path: torch.save(torch.ones(3), path),
+    "sparse weights": lambda path: torch.save({"4.weight": torch.ones(3, 4).to_sparse()}, path),
+    "quantized weights": lambda path: torch.save(
+        {"4.weight": torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8)}, path
+    ),
+    "weights on the meta device": lambda path: torch.save({"4.weight": torch.ones(3, 4, device="meta")}, path),
+    "a folder": lambda path: path.mkdir(),
+    "a bomb": zip_bomb,
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kind", JUNK)
+@pytest.mark.filterwarnings("ignore:.*quantize.*", "ignore:.*Quantiz.*", "ignore:.*TypedStorage.*")
+def test_whatever_is_no_set_of_dense_weights_is_refused_in_one_line(kind: str, suffix: str, tmp_path: Path) -> None:
+    path, model, before = tmp_path / f"weights{suffix}", network(), network()
+    JUNK[kind](path)
+    with pytest.raises(UserError, match=rf"model\.checkpoint={path} ") as caught:
+        read_checkpoint(str(path), model)
+    assert len(str(caught.value).splitlines()) == 1
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_half_a_download_is_refused(old: bool, tmp_path: Path) -> None:
+    path, model, before = tmp_path / "weights.pt", network(), network()
+    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=not old)
+    content = path.read_bytes()
+    for share in (0.1, 0.5, 0.9, 0.99):
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(UserError, match=r"model\.checkpoint="):
+            read_checkpoint(str(path), model)
+        assert same(model, before)

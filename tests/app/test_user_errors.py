@@ -2,13 +2,66 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 from runs import STUDY, call, scores
 
+from ranksearch.building import build_fine_tuning
+from ranksearch.composing import compose, read_words, register_schemas, resolve
+from ranksearch.config import RunConfig
+from ranksearch.errors import UserError
+from ranksearch.schema import freeze
+
+# Of settings alone: what reads them refuses them.
+SETTINGS = {
+    "study.n_trials=0": r"study.n_trials=0 is out of range: use 1 or more",
+    "constraint.speedup=0.5": r"constraint.speedup=0.5 is below 1",
+    "space.rules=[{match: layer1.*, low: 0}]": r"low=0 of space rule 'layer1.\*' is out of range: give an int",
+    "space.rules=[{match: layer1.*, high: 1.5}]": r"high=1.5 of space rule 'layer1.\*' is out of range",
+    "space.rules=[{match: layer1.*, schemes: [diagonal]}]": r"'diagonal' of space rule 'layer1.\*' is unknown",
+    "space.rules=[{match: layer1.*, schemes: []}]": r"'layer1.\*' has no schemes: name some of full, vertical",
+    "space.stem=maybe": r"space.stem=maybe is unknown: use dense or search",
+    "fine_tune.learning_rate=0": r"fine_tune.learning_rate=0(.0)? is out of range: use a finite number above 0",
+    "study.closed_form_trials=-1": r"study.closed_form_trials=-1 is out of range: use 0 or more",
+    "study.name=..": r"study.name=.. cannot name a folder: use a name without slashes",
+    "calibration.images=1": r"calibration.images=1 is too few: use 2 or more",
+    "baseline.train=sometimes": r"baseline.train=sometimes is unknown: use auto, always or never",
+    "finalize.seeds=0": r"finalize.seeds=0 is out of range: use 1 or more",
+    "finalize.checkpoint_every=0": r"finalize.checkpoint_every=0 is out of range: use 1 or more",
+    "finalize.learning_rate=0": r"finalize.learning_rate=0.0 is out of range: use a finite number above 0",
+    "space.rules=[{match: layer1.*, keep: sparse}]": r"keep=sparse of space rule 'layer1.\*' is unknown: use dense",
+    "+model.rules=[{match: x, kep: dense}]": r"model.rules.*kep.* is not a key of the configuration: take it out",
+    "task=dance": r"task=dance is unknown: use search, finalize, profile, export",
+    "task=export format=tensorflow": r"format=tensorflow is unknown: use plain, torch_export, onnx, state_dict",
+    "study.name=[a,b]": r"study.name=a, b are several: give one, or compare them with task=report",
+    "dashboard.port=99999": r"dashboard.port=99999 is out of range: use 0 to 65535",
+    "pick.trial=1 pick.speedup=2": r"pick.trial=1 cannot go with speedup: give one of them",
+    "objective=speed": r"objective=speed is unknown: use front, accuracy",
+    "pruning.rungs=[1.5]": r"pruning.rungs=\[1.5\] are out of range: use shares from 0 to below 1",
+    "fine_tune.autocast=half": r"fine_tune.autocast=half is unknown: use auto, off, bfloat16",
+    "space.multiple_of=0": r"space.multiple_of=0 is out of range: use 1 or more",
+    "calibration.sequential_images=1": r"calibration.sequential_images=1 is too few: use 2 or more, or 0",
+    "seed=-1": r"seed=-1 is out of range: use 0 to",
+    "+sampler.seed=abc": r"sampler.seed=abc is of another type: give a whole number",
+    "+model.rules=5": r"model.rules=5 is of another type: give a list or null",
+    "model.checkpoint=5": r"model.checkpoint=5 is of another type: give text or null",
+    "fine_tune.temperature=inf": r"fine_tune.temperature=inf is out of range: use a finite number above 0",
+    "calibration.batch_size=1000000000000000000000": r"calibration.batch_size=10+ is out of range: use less than",
+    "dashboard.hosts=[a/b]": r"dashboard.hosts=a/b is no host: give names and ports alone",
+    f"study.name={'x' * 5000}": r"study.name=x+ \.\.\. x+ is too long for a folder's: use at most",
+    "seed=99999999999999999999": r"seed=99999999999999999999 is out of range",
+    "fine_tune.label_smoothing=2": r"fine_tune.label_smoothing=2.0 is out of range: use 0 to 1",
+    "study.name=../elsewhere": r"study.name=../elsewhere cannot name a folder",
+    "latency.batch_size=0": r"latency.batch_size=0 is out of range: use 1 or more",
+    "finalize.time_batches=[0]": r"finalize.time_batches=\[0\] are out of range: use 1 or more",
+}
+
+# Of what settings name: a run of the command line refuses them.
 BAD = {
     "model=resnet5": r"model=resnet5 does not exist: use one of .*resnet18, resnet20",
     "modle=resnet50": r"'modle' is not a key of the configuration: use model",
@@ -16,19 +69,11 @@ BAD = {
     "model.wieghts=x": r"'model.wieghts' is not a key of the configuration: use ",
     "+extra=3": r"extra=3 is not a key of the configuration: take it out",
     "study.n_trials=many": r"study.n_trials=many cannot be used \(Value 'many' .* Integer\): give a value of that type",
-    "study.n_trials=0": r"study.n_trials=0 is out of range: use 1 or more",
     "study.n_trials": r"study.n_trials",
-    "constraint.speedup=0.5": r"constraint.speedup=0.5 is below 1",
     "constraint.speedup=100": r"constraint.speedup=100 exceeds [\d.]+, the highest that the space reaches",
     "space.rules=[{match: layer9.*, keep: dense}]": r"space rule 'layer9.\*' matches no layer: use a glob .* 'layer",
-    "space.rules=[{match: layer1.*, low: 0}]": r"low=0 of space rule 'layer1.\*' is out of range: give an int",
-    "space.rules=[{match: layer1.*, high: 1.5}]": r"high=1.5 of space rule 'layer1.\*' is out of range",
     "space.rules=[{match: layer1.*, low: 40}]": r"40 for 'layer1.0.conv1' exceeds .* rank 23 of scheme 'vertical'",
-    "space.rules=[{match: layer1.*, schemes: [diagonal]}]": r"'diagonal' of space rule 'layer1.\*' is unknown",
-    "space.rules=[{match: layer1.*, schemes: []}]": r"'layer1.\*' has no schemes: name some of full, vertical",
     "space.rules=[{match: layer1.*, lwo: 4}]": r"'lwo' is not a key of the configuration: use low",
-    "space.stem=maybe": r"space.stem=maybe is unknown: use dense or search",
-    "fine_tune.learning_rate=0": r"fine_tune.learning_rate=0(.0)? is out of range: use a finite number above 0",
     "model=torchvision": r"model.(name|architecture) is not set: add model.(name|architecture)=",
     "model=torchvision model.name=resnet51": r"torchvision has no model 'resnet51': use .*resnet50",
     "dataset=fake dataset.images=9": r"dataset.images=9 leave some class out: use 40 or more",
@@ -39,17 +84,8 @@ BAD = {
     "dataset.image_size=4": r"dataset.image_size=4 is below the 8 pixels of the originals: use 8 or more",
     "dataset=cifar10 dataset.classes=11": r"dataset.classes=11 is unknown: use 10 or 100",
     "dataset=image_folder dataset.root=/nowhere dataset.crop=2": r"dataset.crop=2 is out of range: use a share",
-    "study.closed_form_trials=-1": r"study.closed_form_trials=-1 is out of range: use 0 or more",
-    "study.name=..": r"study.name=.. cannot name a folder: use a name without slashes",
-    "calibration.images=1": r"calibration.images=1 is too few: use 2 or more",
-    "baseline.train=sometimes": r"baseline.train=sometimes is unknown: use auto, always or never",
-    "finalize.seeds=0": r"finalize.seeds=0 is out of range: use 1 or more",
-    "finalize.checkpoint_every=0": r"finalize.checkpoint_every=0 is out of range: use 1 or more",
-    "finalize.learning_rate=0": r"finalize.learning_rate=0.0 is out of range: use a finite number above 0",
     "+sampler._partial_=true": r"sampler._partial_=True is not supported: take it out",
     "model=resnet18 model.input_size=32 ~dataset.image_size": r"model.input_size=32 needs a data set with",
-    "space.rules=[{match: layer1.*, keep: sparse}]": r"keep=sparse of space rule 'layer1.\*' is unknown: use dense",
-    "+model.rules=[{match: x, kep: dense}]": r"model.rules.*kep.* is not a key of the configuration: take it out",
     "storage.path=${nothing.here}": r"storage.path cannot be read \(.*\): mend the interpolation",
     "a=b=c[": r"a=b=c\[ cannot be read, .*: put it into quotes inside the shell's, 'a=\"b=c\[\"'",
     "study.name=[": r"the command cannot be read \(.*\): see python -m ranksearch --help",
@@ -57,55 +93,32 @@ BAD = {
     "sampler._target_=nowhere.Sampler": r"sampler._target_=nowhere.Sampler cannot be imported",
     "model.depth=21": r"model.depth=21 is not 6n \+ 2 with an n of 1 or more: use 8, 14, 20",
     "device=quantum": r"device=quantum cannot be used",
-    "task=dance": r"task=dance is unknown: use search, finalize, profile, export",
     "model._target_=collections.Counter ~model.depth": r"_target_=collections.Counter gives .* no Module: name",
     "dataset._target_=collections.Counter": r"collections.Counter gives a Counter, which is no Splits: name",
     "pruner=median": r"pruner=MedianPruner cannot serve two objectives: use pruner=none, or objective=accuracy",
     "pruner=median objective=accuracy fine_tune=none": r"pruner=MedianPruner has nothing to judge",
-    "task=export format=tensorflow": r"format=tensorflow is unknown: use plain, torch_export, onnx, state_dict",
     "task=finalize": r"there is no study 'resnet20-digits-1.5x-s0' to finalize a trial of in outputs\S*db: name its",
     "task=report": r"there is no study 'resnet20-digits-1.5x-s0' to report on in outputs\S*db: name its",
     "task=dashboard": r"there is no study 'resnet20-digits-1.5x-s0' to look at in outputs\S*db: name its",
     "task=report study.name=2024": r"there is no study '2024' to report on",
-    "study.name=[a,b]": r"study.name=a, b are several: give one, or compare them with task=report",
-    "dashboard.port=99999": r"dashboard.port=99999 is out of range: use 0 to 65535",
     "task=export": r"plan.json does not exist: name the folder that a search wrote",
-    "pick.trial=1 pick.speedup=2": r"pick.trial=1 cannot go with speedup: give one of them",
-    "objective=speed": r"objective=speed is unknown: use front, accuracy",
-    "pruning.rungs=[1.5]": r"pruning.rungs=\[1.5\] are out of range: use shares from 0 to below 1",
     "+sampler.layer_spread=0": r"sampler.layer_spread=0 is out of range: use a finite number above 0",
-    "fine_tune.autocast=half": r"fine_tune.autocast=half is unknown: use auto, off, bfloat16",
     "fine_tune.steps=many": r"fine_tune.steps=many cannot be used \(Value 'many' .* Integer\): give",
     "fine_tune=none fine_tune.stepz=3": r"'fine_tune.stepz' is not a key of the configuration: use steps",
     "fine_tune._target_=collections.Counter": r"fine_tune._target_",
     "+fine_tune._target_=collections.Counter": r"fine_tune",
     "proxy=fihser": r"proxy=fihser does not exist: use one of fisher, mixed, probes, relative",
     "proxy=fisher proxy.power=2": r"proxy.power=2 is out of range: use 0 to 1",
-    "space.multiple_of=0": r"space.multiple_of=0 is out of range: use 1 or more",
-    "calibration.sequential_images=1": r"calibration.sequential_images=1 is too few: use 2 or more, or 0",
-    "seed=-1": r"seed=-1 is out of range: use 0 to",
-    "+sampler.seed=abc": r"sampler.seed=abc is of another type: give a whole number",
     "sampler=tpe sampler.n_startup_trials=nan": r"sampler.n_startup_trials=nan is not a number: give one",
-    "+model.rules=5": r"model.rules=5 is of another type: give a list or null",
-    "model.checkpoint=5": r"model.checkpoint=5 is of another type: give text or null",
-    "fine_tune.temperature=inf": r"fine_tune.temperature=inf is out of range: use a finite number above 0",
-    "calibration.batch_size=1000000000000000000000": r"calibration.batch_size=10+ is out of range: use less than",
     "model=null": r"model=null names no file of this group: use one of",
     "=5": r"'=5' names no key: write key=value",
     "latency.cache=/dev/null": r"latency.cache=/dev/null is a file: name a folder",
     "model.checkpoint=a=b.pt": r"put it into quotes inside the shell's, 'model.checkpoint=\"a=b.pt\"'",
     "dataset=fake dataset.image_size=1000000": r"dataset.image\S*=\d+ makes \d+ GiB of images, of .*: lower it",
-    "dashboard.hosts=[a/b]": r"dashboard.hosts=a/b is no host: give names and ports alone",
-    f"study.name={'x' * 5000}": r"study.name=x+ \.\.\. x+ ",
-    "seed=99999999999999999999": r"seed=99999999999999999999 is out of range",
     "dataset.image_size=big": r"dataset.image_size=big is of another type: give a whole number",
-    "fine_tune.label_smoothing=2": r"fine_tune.label_smoothing=2.0 is out of range: use 0 to 1",
-    "study.name=../elsewhere": r"study.name=../elsewhere cannot name a folder",
     "sampler=random sampler._target_=optuna.samplers.CmaEsSampler": r"sampler=CmaEsSampler cannot serve this search",
     "storage._target_=builtins.dict": r"storage._target_=builtins.dict gives a dict, which is no BaseStorage: name",
     "cost=latency latency.dtype=float8": r"latency.dtype=float8 is unknown: use float32, bfloat16, float16",
-    "latency.batch_size=0": r"latency.batch_size=0 is out of range: use 1 or more",
-    "finalize.time_batches=[0]": r"finalize.time_batches=\[0\] are out of range: use 1 or more",
     "cost._target_=builtins.dict": r"cost._target_=builtins.dict gives a dict, which is no CostModel: name",
     "outputs=/proc/nowhere": r"/proc/nowhere\S* cannot be written",
     "~model._target_": r"model has no _target_",
@@ -113,13 +126,60 @@ BAD = {
     "model=resnet50 model.weights=IMAGENET1K_V9": r"IMAGENET1K_V9 is unknown for resnet50: use IMAGENET1K_V1",
 }
 
+# Of these, those that the default tests run end to end; the others are slow.
+END_TO_END = (
+    "model=resnet5",
+    "modle=resnet50",
+    "study.n_trials=many",
+    "constraint.speedup=100",
+    "space.rules=[{match: layer9.*, keep: dense}]",
+    "model=torchvision",
+    "dataset=imagenet dataset.root=/nowhere",
+    "dataset.validation_share=0.0001",
+    "storage.path=${nothing.here}",
+    "a=b=c[",
+    "study.name=[",
+    "dataset._target_=nowhere.build",
+    "pruner=median",
+    "task=finalize",
+    "sampler=tpe sampler.n_startup_trials=nan",
+    "model=null",
+    "outputs=/proc/nowhere",
+)
+
 # The value and the limit, then one remedy; lower case, one line, no full stop.
 FORM = r"ranksearch: (?![A-Z][a-z]+ )[^\n]+: [^\n]+(?<!\w\.)"
 
 
-@pytest.mark.parametrize("wrong", BAD)
+def words_of(wrong: str) -> list[str]:
+    return [wrong] if "[" in wrong else wrong.split()
+
+
+@pytest.fixture(scope="module")
+def composed() -> DictConfig:
+    register_schemas()
+    return compose(read_words([]))
+
+
+@pytest.mark.parametrize("wrong", SETTINGS)
+def test_a_setting_out_of_its_range_is_named_with_its_limit_and_a_remedy(wrong: str, composed: DictConfig) -> None:
+    cfg = copy.deepcopy(composed)
+    for word in words_of(wrong):
+        key, _, value = word.partition("=")
+        given = OmegaConf.create(f"{{value: {value}}}").value
+        OmegaConf.update(cfg, key.lstrip("+"), given, force_add=True)
+    with pytest.raises(UserError) as caught:
+        build_fine_tuning(freeze(RunConfig, resolve(cfg)).fine_tune)
+    said = f"ranksearch: {caught.value}"
+    assert re.fullmatch(rf"ranksearch: [^\n]*{SETTINGS[wrong]}[^\n]*", said)
+    assert re.fullmatch(FORM, said)
+
+
+@pytest.mark.parametrize(
+    "wrong", [wrong if wrong in END_TO_END else pytest.param(wrong, marks=pytest.mark.slow) for wrong in BAD]
+)
 def test_bad_input_ends_with_2_one_line_and_nothing_written(wrong: str, tmp_path: Path) -> None:
-    done = call(tmp_path, *([wrong] if "[" in wrong else wrong.split()), small=[])
+    done = call(tmp_path, *words_of(wrong), small=[])
     assert done.returncode == 2
     assert "Traceback" not in done.stdout
     said = done.stderr.strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def keys() -> list[str]:
 def overrides() -> list[list[str]]:
     """The commands, the same each time: every key at least twice, one key or two at once."""
     draw, names = random.Random(0), keys()
-    words = [f"{name}={draw.choice(VALUES)}" for name in [*names, *names, *names]]
+    words = [f"{name}={draw.choice(VALUES)}" for name in names * 5]
     draw.shuffle(words)
     chosen = [[word] for word in words[:COUNT]]
     return [[*one, draw.choice(words)] if index % 4 == 0 else one for index, one in enumerate(chosen)]
@@ -53,7 +54,8 @@ def places(words: list[str]) -> set[str]:
     for word in words:
         key, _, value = word.partition("=")
         if key.rpartition(".")[2] in PATHS or key in PATHS:
-            named.add(value.strip("'\"").split("/")[0].strip())
+            found = re.search(r",(.*)}", value)  # of an interpolation, its default
+            named.add((found[1] if found else value).strip("'\"").split("/")[0].strip())
     return named
 
 
