@@ -7,28 +7,33 @@ and the second step does the work.
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
-from errno import EACCES, ENOSPC, EPERM, EROFS
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from errno import EACCES, EEXIST, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 from typing import Any, cast
 
 import hydra
 import optuna
+from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ranksearch.afterwards import prepare_dashboard, prepare_export, prepare_report
 from ranksearch.composing import (
     CONF,
     UNREADABLE,
     compose,
+    compose_jobs,
     explain,
     known_secrets,
     read_words,
@@ -39,7 +44,14 @@ from ranksearch.composing import (
 )
 from ranksearch.config import RunConfig
 from ranksearch.errors import UserError, first_line, is_full_disk, shorten
-from ranksearch.ownership import made, require_folder, require_own_outputs, require_own_run, require_own_sweep
+from ranksearch.ownership import (
+    made,
+    require_folder,
+    require_own_comparison,
+    require_own_outputs,
+    require_own_run,
+    require_own_sweep,
+)
 from ranksearch.preparing import open_job_study, open_known_storage, prepare
 from ranksearch.redaction import Redactor, passwords_in
 from ranksearch.schema import freeze
@@ -53,6 +65,8 @@ log = logging.getLogger(__name__)
 
 # Of a line that tells what a person can mend.
 LONGEST_LINE = 1000
+# Of an error that a person can mend by choosing another place.
+UNWRITABLE = (EACCES, EEXIST, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS)
 # The work of a run that is ready for it.
 Work = Callable[[], None]
 
@@ -78,7 +92,7 @@ def main() -> None:
     except UNREADABLE as error:
         sys.exit(_complain(explain(error), redactor))
     except OSError as error:
-        if error.filename and error.errno in (EACCES, EPERM, EROFS, ENOSPC):
+        if error.filename and error.errno in UNWRITABLE:
             advice = "choose another folder with outputs=..."
             sys.exit(_complain(f"{error.filename} cannot be written ({error.strerror}): {advice}", redactor))
         raise
@@ -93,6 +107,8 @@ def _command(words: list[str], redactor: Redactor) -> None:
     arguments = read_words(words)
     start = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     if not runs(arguments):
+        with suppress(UserError):  # of what is only shown
+            redactor = Redactor(known_secrets(compose(arguments)) | redactor.secrets)
         _show(start(_nothing), redactor)
         return
     cfg = compose(arguments)
@@ -100,11 +116,26 @@ def _command(words: list[str], redactor: Redactor) -> None:
     sys.excepthook = redactor.hook(lambda text: sys.stderr.write(text))
     with _explained(cfg, redactor):
         if cfg.hydra.mode == RunMode.MULTIRUN:
-            _require_outputs(cfg)
-            require_own_sweep(Path(cfg.hydra.sweep.dir))
-            start(_run_job)()
+            _sweep(arguments, cfg, start)
         else:
             _single(cfg, start, redactor)
+
+
+def _sweep(arguments: argparse.Namespace, cfg: DictConfig, start: Callable[..., Callable[[], None]]) -> None:
+    """Run a sweep, once every job's configuration can be read and holds no password."""
+    _require_outputs(cfg)
+    folder = Path(cfg.hydra.sweep.dir)
+    require_own_sweep(folder)
+    for job in compose_jobs(arguments, cfg):
+        known_secrets(job)
+    # One folder for all jobs, whatever they set outputs to.
+    quoted = str(folder).replace("\\", "\\\\").replace('"', '\\"')
+    sys.argv = [*sys.argv, f'hydra.sweep.dir="{quoted}"']
+    try:
+        start(_run_job)()
+    except (HydraException, ValueError, AssertionError, RuntimeError) as error:  # of a sweeper, or a launcher
+        reason = shorten(first_line(error), 200)
+        raise UserError(f"the sweep cannot be run ({reason}): see hydra.sweeper and hydra.launcher") from error
 
 
 @contextmanager
@@ -139,7 +170,11 @@ def _single(cfg: DictConfig, start: Callable[..., Callable[[], None]], redactor:
     """One run: everything checked, then Hydra's folder, then the work."""
     _require_outputs(cfg)
     folder = Path(cfg.hydra.run.dir)
-    require_own_run(folder)
+    require_own_run(folder, cfg.hydra.output_subdir, f"{cfg.hydra.job.name}.log")
+    try:
+        Callbacks(cfg)
+    except Exception as error:  # whatever a callback of one's own raises
+        raise UserError(f"hydra.callbacks cannot be built ({shorten(first_line(error), 160)}): mend them") from error
     early = _EarlyLog(cfg, redactor)
     with ExitStack() as stack:
         with early.listening():
@@ -177,8 +212,10 @@ def _run_job(cfg: DictConfig) -> None:
     except Exception as error:
         log.exception("job %s failed", hydra_config.job.num)
         status, reason = 1, redactor(f"{type(error).__name__}: {first_line(error)}")
-    study = str(cfg.study.name) if not OmegaConf.missing_keys(cfg) else ""
-    below = str(Path(cfg.outputs) / study)
+    study, below = "", str(cfg.outputs)
+    with suppress(OmegaConfBaseException):  # of a name that cannot be resolved
+        study = str(cfg.study.name)
+        below = str(Path(below) / study)
     outcome = JobOutcome(int(hydra_config.job.num), _overrides(), study, below, status, reason)
     write_outcome(Path(hydra_config.runtime.output_dir), outcome)
 
@@ -211,7 +248,10 @@ def _ready(cfg: DictConfig, stack: ExitStack, folder: Path | None, live: bool) -
     for key, cache in (("latency.cache", config.latency.cache), ("cost.cache", config.cost.get("cache"))):
         if isinstance(cache, str):
             require_folder(key, cache)
-    require_own_outputs(outputs, study_folder(config.study.name))
+    if len(config.study.names) > 1:
+        require_own_comparison(outputs / study_folder(config.study.name) / "comparison.html")
+    else:
+        require_own_outputs(outputs, study_folder(config.study.name))
     if config.task == "report":
         with failures_told():
             return prepare_report(config, open_known_storage(config, "report on"))

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ranksearch.batches import all_inputs
+from ranksearch.batches import all_inputs, require_running
 from ranksearch.calibrated import DenseReference, build_network, decompose_layer, held_back, sequential_inputs
-from ranksearch.factorize import collect_statistics, factorized_like, unwrap
+from ranksearch.factorize import collect_statistics, factorized_like, untouched, unwrap
 from ranksearch.loading import read_plan_file
 from ranksearch.plan import RankPlan
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def apply(
     plan: RankPlan | str | Path, model: nn.Module, batches: Iterable[Any], sequential_images: int = 256
@@ -44,6 +45,8 @@ def apply(
     model = unwrap(model)
     factorized_like(model, plan)  # what does not fit shows here, before any image is seen
     comparison, calibration = held_back(all_inputs(batches, 1, "solve on"))
+    with untouched(model):
+        require_running(model, calibration[0][:1])
     statistics = collect_statistics(model, calibration, plan.layers, {choice.scheme for _, choice in plan})
     decompositions = {
         name: decompose_layer(model, name, statistics.get(name), None, [choice.scheme]) for name, choice in plan

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ranksearch.errors import DataError, UserError
+from ranksearch.errors import DataError, UserError, first_line, shorten
 
 # Entries of a structured answer that are taken before all others.
 PREDICTIONS = ("logits", "out", "output", "outputs")
@@ -51,6 +51,8 @@ def all_inputs(batches: Iterable[Any], fewest: int, purpose: str) -> list[Tensor
     count = sum(map(len, found))
     if count < fewest:
         raise DataError(f"{count} images are too few to {purpose}: give {fewest} or more, better hundreds")
+    if not all(bool(torch.isfinite(batch).all()) for batch in found if batch.is_floating_point()):
+        raise DataError("the images have numbers that are not finite: take them out")
     shapes = list(dict.fromkeys(tuple(batch.shape[1:]) for batch in found))
     if len(shapes) > 1:
         raise DataError(f"batches hold examples of shapes {list(shapes[0])} and {list(shapes[1])}: give them one size")
@@ -109,7 +111,38 @@ def predict(network: Any, inputs: Iterable[Tensor]) -> Tensor:
     Raises:
         UserError: the network answers with no tensor of floats.
     """
-    return torch.cat([prediction_of(network(batch)).detach().cpu().double() for batch in inputs])
+    found = []
+    for batch in inputs:
+        predicted = prediction_of(network(batch))
+        if predicted.ndim == 0 or len(predicted) != len(batch):
+            said = f"the model answers {len(batch)} images with {_said(predicted)}"
+            raise UserError(f"{said}: return a prediction for each image, [B, ...]")
+        found.append(predicted.detach().cpu().double())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def require_running(network: Any, example: Tensor) -> None:
+    """Raise if a network does not run on an example, or gives no predictions for it.
+
+    Args:
+        network: in eval mode.
+        example: a batch of inputs.
+
+    Raises:
+        UserError: it does not; the reason is named.
+    """
+    if example.is_meta or any(parameter.is_meta for parameter in network.parameters()):
+        raise UserError("tensors on the meta device have no numbers: give a model and images that have")
+    try:
+        predict(network, [example])
+    except UserError:
+        raise
+    except Exception as error:  # whatever someone's own forward raises
+        what = f"{_said(example)} on {example.device}"
+        raise UserError(
+            f"the model cannot run on {what} ({shorten(first_line(error), 160)}): mend one of them"
+        ) from error
 
 
 def divergence(predicted: Tensor, dense: Tensor) -> float:

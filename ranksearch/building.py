@@ -57,6 +57,8 @@ def build(group: str, settings: Any, kind: type[Any] | tuple[type[Any], ...], **
         check_arguments(group, located, {**settings, **extra})
     try:
         built = hydra.utils.instantiate({"_convert_": "all", **settings}, **extra)
+    except SystemExit as error:
+        raise SettingError(f"{group}._target_", target, f"ended the process ({error}): let it raise instead") from error
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, SettingError):

@@ -21,9 +21,9 @@ from ranksearch.factorize import (
     affordable_images,
     collect_statistics,
     decompose_schemes,
-    estimate_batchnorm,
     factorize_model,
     factorize_sequentially,
+    inputs_of_norms,
     require_called,
     statistics_of_norms,
     untouched,
@@ -33,6 +33,8 @@ from ranksearch.space import Errors, SearchSpace
 
 log = logging.getLogger(__name__)
 
+# Images that what reaches a norm is compared on.
+MOVED_ON = 256
 # Comparison images that decide how BatchNorm is adapted.
 DECIDE_ON = 128
 # With fewer images in all, none are kept back to decide by.
@@ -44,16 +46,18 @@ class DenseReference:
     """What the dense network gives on some images, computed once for all plans.
 
     Attributes:
-        calibration: inputs that BatchNorm's statistics are estimated on, `[B, ...]` each.
+        calibration: inputs that layers are decomposed on, `[B, ...]` each.
+        images: the first of these, as one batch that fits the memory.
         stored: the running statistics that the dense network has, by the norm's name.
-        estimated: the same as `calibration` shows them.
+        inputs: moments of what reaches its norms for `images`.
         comparison: inputs that plans are compared on, which no estimate and no decomposition has seen.
         predictions: of the dense network on these, `[N, ...]`; see `batches.predict`.
     """
 
     calibration: tuple[Tensor, ...]
+    images: Tensor
     stored: Mapping[str, NormStatistics]
-    estimated: Mapping[str, NormStatistics]
+    inputs: Mapping[str, NormStatistics]
     comparison: tuple[Tensor, ...]
     predictions: Tensor
 
@@ -68,9 +72,12 @@ class DenseReference:
         """
         with untouched(model):
             predictions = predict(model, comparison) if comparison else torch.zeros(0)
-        stored = statistics_of_norms(model)
-        estimated = estimate_batchnorm(model, calibration) if stored else {}
-        return DenseReference(tuple(calibration), stored, estimated, tuple(comparison), predictions)
+        stored, inputs, images = statistics_of_norms(model), dict[str, NormStatistics](), calibration[0]
+        if stored:
+            count = min(MOVED_ON, affordable_images(model, images[:1]))
+            images = torch.cat(list(calibration))[: max(count, 2)]
+            inputs = inputs_of_norms(model, images)
+        return DenseReference(tuple(calibration), images, stored, inputs, tuple(comparison), predictions)
 
     def adapt(self, network: nn.Module) -> None:
         """Adapt a factorized network's BatchNorm, in place; see `adapt_batchnorm`."""
@@ -82,9 +89,8 @@ class DenseReference:
         def diverge(factorized: nn.Module) -> float:
             return divergence(predict(factorized.eval(), decisive), dense)
 
-        adapt_batchnorm(
-            network, self.stored, self.estimated, self.calibration, divergence=diverge if decisive else None
-        )
+        chosen = diverge if decisive else None
+        adapt_batchnorm(network, self.stored, self.inputs, self.images, self.calibration, chosen)
 
     def _first(self, count: int) -> list[Tensor]:
         """Comparison batches up to a number of examples."""
@@ -168,7 +174,7 @@ def build_network(
         network = factorize_model(model, plan, decompositions)
     else:
         network = factorize_sequentially(model, plan, decompositions, sequential, sensitivities)
-    require_called(network, plan, reference.calibration[0][:1])
+    require_called(network, plan, reference.calibration[0][:1], model)
     reference.adapt(network)
     return network.eval()
 
@@ -180,7 +186,7 @@ def held_back(batches: Sequence[Tensor], fewest: int = FEWEST_TO_DECIDE) -> tupl
         batches: `[B, ...]` each, of one size.
         fewest: images.
     """
-    images, size = torch.cat(list(batches)), max(map(len, batches))
+    images, size = torch.cat(list(batches)), max(2, *map(len, batches))
     kept = len(images) // 4 if len(images) >= fewest else 0
     comparison = list(torch.split(images[:kept], size)) if kept else []
     return comparison, list(torch.split(images[kept:], size))

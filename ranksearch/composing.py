@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_loader import ConfigLoader
@@ -18,6 +20,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -77,6 +80,53 @@ def compose(arguments: argparse.Namespace) -> DictConfig:
     Raises:
         UserError: it holds a password, which would be written down, or cannot be read.
     """
+    several = arguments.multirun or any(word.startswith("hydra.mode=") for word in arguments.overrides)
+    with _loader(arguments) as loader:
+        try:
+            mode = RunMode.MULTIRUN if several else RunMode.RUN
+            cfg = loader.load_configuration(arguments.config_name or NAME, arguments.overrides, mode)
+        except UNREADABLE as error:
+            raise UserError(explain(error, arguments)) from error
+        except Exception as error:  # of a word that Hydra does not foresee, such as a number for a group's file
+            raise UserError(_explain_words(arguments.overrides, loader, error)) from error
+    several = arguments.multirun or cfg.hydra.mode == RunMode.MULTIRUN
+    _check_hydra(cfg)
+    cfg.hydra.mode = RunMode.MULTIRUN if several else RunMode.RUN
+    HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+def compose_jobs(arguments: argparse.Namespace, cfg: DictConfig) -> Iterator[DictConfig]:
+    """The configuration of every job of a sweep, as Hydra's own sweeper makes them; nothing is written.
+
+    Args:
+        arguments: of the command.
+        cfg: of the sweep as a whole.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    if not str(OmegaConf.select(cfg, "hydra.sweeper._target_")).endswith(".BasicSweeper"):
+        return
+    with _loader(arguments) as loader:
+        try:
+            words = list(arguments.overrides)
+            params = OmegaConf.to_container(cfg.hydra.sweeper.params or OmegaConf.create({}), resolve=False)
+            words += [f"{key}={value}" for key, value in cast(dict[str, Any], params).items()]
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
+            jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+            for job in jobs:
+                yield loader.load_sweep_config(cfg, job)
+        except UNREADABLE as error:
+            raise UserError(explain(error, arguments)) from error
+        except (ValueError, TypeError, AssertionError) as error:
+            reason = shorten(first_line(error), 160)
+            raise UserError(f"the sweep cannot be read ({reason}): mend its overrides") from error
+
+
+@contextmanager
+def _loader(arguments: argparse.Namespace) -> Iterator[ConfigLoader]:
+    """What composes the configurations of a command."""
     folder = str(CONF) if arguments.config_path is None else os.path.abspath(arguments.config_path)
     path = create_config_search_path(folder)
     if arguments.config_dir is not None:
@@ -84,22 +134,10 @@ def compose(arguments: argparse.Namespace) -> DictConfig:
         if not os.path.isdir(own):
             raise UserError(f"--config-dir {arguments.config_dir} is no folder: name one that holds configurations")
         path.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))
-    several = arguments.multirun or any(word.startswith("hydra.mode=") for word in arguments.overrides)
-    loader = Hydra.create_main_hydra2("ranksearch", path).config_loader
     try:
-        mode = RunMode.MULTIRUN if several else RunMode.RUN
-        cfg = loader.load_configuration(arguments.config_name or NAME, arguments.overrides, mode)
-    except UNREADABLE as error:
-        raise UserError(explain(error, arguments)) from error
-    except Exception as error:  # of a word that Hydra does not foresee, such as a number for a group's file
-        raise UserError(_explain_words(arguments.overrides, loader, error)) from error
+        yield Hydra.create_main_hydra2("ranksearch", path).config_loader
     finally:
         GlobalHydra.instance().clear()
-    several = arguments.multirun or cfg.hydra.mode == RunMode.MULTIRUN
-    _check_hydra(cfg)
-    cfg.hydra.mode = RunMode.MULTIRUN if several else RunMode.RUN
-    HydraConfig.instance().set_config(cfg)
-    return cfg
 
 
 def _check_hydra(cfg: DictConfig) -> None:
@@ -147,6 +185,8 @@ def known_secrets(cfg: DictConfig) -> set[str]:
     for key, value in leaves(OmegaConf.to_container(cfg, resolve=False)):
         if isinstance(value, str) and (holds_password(value) or is_secret(key.rpartition(".")[2], value)):
             raise _written_down(key)
+        if isinstance(value, str) and not key.startswith("storage.") and _carries(value):
+            raise UserError(f"{key} holds a password, which would be written down: take its interpolation out")
     for key, value in _resolved(cfg, environment=False):
         if isinstance(value, str) and passwords_in(value):
             raise _written_down(key)
@@ -158,6 +198,17 @@ def known_secrets(cfg: DictConfig) -> set[str]:
         if not key.startswith("storage.") and any(secret in value for secret in secrets):
             raise UserError(f"{key} holds a password, which would be written down: take its interpolation out")
     return secrets
+
+
+def _carries(value: str) -> bool:
+    """Whether a setting names an environment variable, or the storage's address, that holds a password.
+
+    Seen in what is written, for some settings can be resolved only once Hydra is writing.
+    """
+    secret = passwords_in(os.environ.get("RANKSEARCH_STORAGE", ""))
+    held = [os.environ.get(name.strip(), "") for name in re.findall(r"\$\{\s*oc\.env:([^,{}]*)", value)]
+    held += [os.environ.get("RANKSEARCH_STORAGE", "")] if re.search(r"\$\{\s*\.*storage\.url", value) else []
+    return any(passwords_in(text) or any(password in text for password in secret) for text in held if text)
 
 
 def _written_down(key: str) -> UserError:

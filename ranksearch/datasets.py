@@ -43,6 +43,14 @@ class Splits:
     augment: Augment | None = None
 
     def __post_init__(self) -> None:
+        for what, least in (("num_classes", 1), ("workers", 0)):
+            value = getattr(self, what)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UserError(
+                    f"{what} {value!r} of the data set is out of range: give a whole number from {least} up"
+                )
+        if self.augment is not None and not callable(self.augment):
+            raise UserError(f"augment {self.augment!r} of the data set cannot be called: give a function, or None")
         for name in ("train", "validation", "test"):
             examples = getattr(self, name)
             if length(examples) == 0:

@@ -63,6 +63,10 @@ def image_folder(
         SettingError: a folder is missing or holds no images, or a setting is out of its range.
         DataError: a file is no image, or damaged.
     """
+    if validation_images is not None and validation_images < 1:
+        raise SettingError("validation_images", validation_images, "is out of range: use 1 or more, or null for all")
+    if test is not None and (Path(root) / test).resolve() == (Path(root) / train).resolve():
+        raise SettingError("test", test, "is the training folder itself: name another, or null for a share of it")
     size = 224 if image_size is None else image_size
     mode = _interpolation(interpolation)
     shown = v2.Compose([v2.RandomResizedCrop(size, interpolation=mode), v2.RandomHorizontalFlip()])
@@ -71,6 +75,8 @@ def image_folder(
     pool = _read(root, train, augmented)
     plain = _read(root, train, centred)
     require_images([file for file, _ in pool.samples])
+    if len(pool.classes) < 2:
+        raise SettingError("root", root, f"has one class alone in '{train}': give a folder for each of two or more")
     labels = np.asarray(pool.targets)
     index = np.arange(len(labels))
     if test is None:

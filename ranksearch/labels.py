@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from ranksearch.datasets import Examples, Splits, held_tensors, length
-from ranksearch.errors import DataError, shorten
+from ranksearch.errors import DataError, UserError, first_line, shorten
 
 # Examples of a split that are looked at before anything is trained; all others are when they are read.
 LOOKED_AT = 512
@@ -27,6 +27,12 @@ def checked(splits: Splits) -> Splits:
         DataError: a label, or an example, is something else; the test split is looked at when it is read.
     """
     names = ("train", "validation", "test")
+    shape = splits.input_shape
+    for name in names[1:]:
+        other = tuple(getattr(splits, name)[0][0].shape)
+        if other != shape:
+            said = f"images of the {name} split have shape {list(other)}, of the train split {list(shape)}"
+            raise DataError(f"{said}: bring them to one")
     parts = {name: _checked(getattr(splits, name), name, splits.num_classes) for name in names}
     for name in names[:2]:
         part = parts[name]
@@ -48,10 +54,13 @@ def _checked(examples: Examples, name: str, classes: int) -> Examples:
         return _Checked(examples, name, classes)
     images, labels, rows = held
     of_split = labels[rows]
-    if of_split.dtype == torch.int64 and of_split.ndim == 1 and bool(((of_split >= 0) & (of_split < classes)).all()):
+    if not bool(torch.isfinite(images).all()):
+        raise DataError(f"images of the {name} split have numbers that are not finite: take them out")
+    whole = of_split.dtype == torch.int64 and of_split.ndim == 1
+    if images.dtype == torch.float32 and whole and bool(((of_split >= 0) & (of_split < classes)).all()):
         return examples
     numbers = [as_label(label, name, row, classes) for row, label in zip(rows, of_split, strict=True)]
-    return cast(Examples, TensorDataset(images[rows], torch.tensor(numbers)))
+    return cast(Examples, TensorDataset(images[rows].float(), torch.tensor(numbers)))
 
 
 class _Checked(Dataset[tuple[Any, Any]]):
@@ -65,15 +74,23 @@ class _Checked(Dataset[tuple[Any, Any]]):
         return length(self.examples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        example: Any = self.examples[index]
         where = f"example {index} of the {self.name} split"
+        try:
+            example: Any = self.examples[index]
+        except UserError:
+            raise
+        except Exception as error:  # whatever someone's own data set raises
+            reason = shorten(f"{type(error).__name__}: {first_line(error)}", 160)
+            raise DataError(f"{where} cannot be read ({reason}): mend it, or the data set") from error
         if not isinstance(example, tuple | list) or len(example) < 2:
             raise DataError(f"{where} is a {type(example).__name__}: give pairs of an image and a label")
         image, label = example[0], example[1]
         if not isinstance(image, Tensor) or not image.is_floating_point() or image.shape != self.shape:
             found = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
             raise DataError(f"the image of {where} is {found}, not floats {list(self.shape)}: give all one shape")
-        return image, as_label(label, self.name, index, self.classes)
+        if not bool(torch.isfinite(image).all()):
+            raise DataError(f"the image of {where} has numbers that are not finite: take it out")
+        return image.float(), as_label(label, self.name, index, self.classes)
 
 
 def as_label(label: Any, split: str, index: int, classes: int) -> int:

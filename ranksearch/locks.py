@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from ranksearch.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -61,5 +63,20 @@ def _held(lock: BaseFileLock, path: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> BaseFileLock:
+    require_lock(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path)
+
+
+def require_lock(path: Path) -> None:
+    """Raise if a file in a lock's place holds anything, as no lock does.
+
+    Raises:
+        UserError: it does.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return
+    if size or not path.is_file():
+        raise UserError(f"{path} stands where ranksearch would lock, and is no lock: move it away")

@@ -21,6 +21,10 @@ def _names(*formats: str) -> Callable[[bytes], bool]:
     return lambda head: any(f'"ranksearch.{name}/'.encode() in head for name in formats)
 
 
+def _is_page(head: bytes) -> bool:
+    return b'<meta name="generator" content="ranksearch">' in head or b"<title>ranksearch" in head
+
+
 # A file below a study's folder -> whether its first bytes are those of ranksearch's own.
 OURS: dict[str, Callable[[bytes], bool]] = {
     "trials.csv": _starts(b"trial,state,"),
@@ -28,7 +32,7 @@ OURS: dict[str, Callable[[bytes], bool]] = {
     "predicted_front.csv": _starts(b"speedup,"),
     "front.json": _names("front"),
     "run.json": _names("run"),
-    "report.html": lambda head: b"ranksearch" in head,
+    "report.html": _is_page,
     "best/plan.json": _names("plan"),
 }
 FOLDERS = ("best", "best/export", "best/unfinished", "pictures", "runs")
@@ -53,9 +57,24 @@ def require_own_outputs(outputs: Path, study: str) -> None:
         if file.exists() and not is_ours(_head(file)):
             raise UserError(f"{file} was not written by ranksearch: move it away, or choose outputs=... or study.name")
     best = folder / "best"
+    ours = any((folder / name).exists() for name in ("run.json", "front.json"))  # which were looked at above
+    for name, whose in (("pictures", ours), ("best/export", (best / "plan.json").exists())):
+        if not whose and any(path.is_file() for path in (folder / name).rglob("*")):
+            raise UserError(f"{folder / name} was not written by ranksearch: move it away, or choose study.name")
     strange = best.is_dir() and not (best / "plan.json").exists() and (best / "model.safetensors").exists()
     if strange and not (best / "unfinished").is_dir():
         raise UserError(f"{best} holds weights without a plan of ranksearch's: move it away, or choose outputs=...")
+
+
+def require_own_comparison(file: Path) -> None:
+    """Raise if a page that compares studies would replace another.
+
+    Raises:
+        UserError: it would.
+    """
+    _require_folders((file.parent,))
+    if file.is_dir() or (file.exists() and not _is_page(_head(file))):
+        raise UserError(f"{file} was not written by ranksearch: move it away, or choose outputs=...")
 
 
 def require_own_sweep(folder: Path) -> None:
@@ -68,27 +87,49 @@ def require_own_sweep(folder: Path) -> None:
         UserError: it would.
     """
     _require_folders((folder,))
-    for name, starts in (("sweep.csv", (b"job,",)), ("sweep.html", (b"<!DOCTYPE html>", b"<!doctype html>"))):
+    own: dict[str, Callable[[bytes], bool]] = {
+        "sweep.csv": _starts(b"job,"),
+        "sweep.html": _is_page,
+        "multirun.yaml": lambda head: b"ranksearch" in head,
+    }
+    for name, is_ours in own.items():
         file = folder / name
-        if file.is_dir() or (file.exists() and not _head(file).startswith(starts)):
+        if file.is_dir() or (file.exists() and not is_ours(_head(file))):
             raise UserError(f"{file} was not written by ranksearch: choose another hydra.sweep.dir")
-    require_own_run(folder)
+    for job in folder.iterdir() if folder.is_dir() else ():
+        if job.name.isdigit():
+            require_own_run(job)
+            word = job / "job.json"
+            if word.exists() and b'"overrides"' not in _head(word):
+                raise UserError(f"{word} was not written by ranksearch: choose another hydra.sweep.dir")
 
 
-def require_own_run(folder: Path) -> None:
+def require_own_run(folder: Path, records: str | None = ".hydra", log: str = "ranksearch.log") -> None:
     """Raise if Hydra's records of a run would replace those of another program.
 
     Args:
         folder: of the run.
+        records: the folder of the records below it; None for none.
+        log: name of the log file.
 
     Raises:
         UserError: they would.
     """
-    _require_folders((folder, folder / ".hydra"))
-    record = folder / ".hydra" / "hydra.yaml"
-    with suppress(OSError):
-        if "name: ranksearch" not in record.read_text(encoding="utf-8", errors="replace"):
-            raise UserError(f"{record} is another program's record of a run: choose another hydra.run.dir")
+    held = None if records is None else folder / records
+    _require_folders((folder,) if held is None else (folder, held))
+    if held is not None and b"name: ranksearch" in _whole(held / "hydra.yaml"):
+        return
+    stand = [] if held is None else [held / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml")]
+    for file in (*stand, folder / log):
+        if file.exists():
+            raise UserError(f"{file} is another program's record of a run: choose another hydra.run.dir")
+
+
+def _whole(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except (OSError, ValueError):
+        return b""
 
 
 def require_folder(key: str, path: str) -> None:

@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ranksearch.batches import all_inputs, prediction_of
+from ranksearch.batches import all_inputs, require_running
 from ranksearch.calibrated import decompose_layers, held_back
 from ranksearch.closed_form import closed_form
 from ranksearch.constraint import Constraint
 from ranksearch.cost import MacsCost, NetworkCost
-from ranksearch.factorize import profile_layers, untouched, unwrap
+from ranksearch.factorize import profile_layers, require_ready, untouched, unwrap
 from ranksearch.plan import RankPlan
 from ranksearch.rules import SpaceSettings, build_space
 
 FEWEST_IMAGES = 8
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def find_plan(
     model: nn.Module,
@@ -48,8 +49,9 @@ def find_plan(
     model = unwrap(model)
     comparison, calibration = held_back(all_inputs(batches, FEWEST_IMAGES, "plan on"), FEWEST_IMAGES)
     example = comparison[0][:1]
+    require_ready(model)
     with untouched(model):
-        prediction_of(model(example))
+        require_running(model, example)
     profile = profile_layers(model, example)
     dense = MacsCost().network(model, example.shape[1:])
     cost = NetworkCost(MacsCost(), dense, {spec.name: spec for spec in profile.layers})

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 # From the scheme of an address to the last @ before white space or a quote: users escape the @ of a password or not.
 ADDRESS = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*://)(?P<user>[^\s\"'<>]*)@")
+WHOLE = re.compile(r"[\s\"']*[a-zA-Z][\w+.-]*://(?P<user>[^/?]*)@", re.DOTALL)
 SECRET_NAME = r"(?:\w*(?:password|passwd|passphrase|secret|token|api_?key)|pwd|pass)"
 QUERY = re.compile(rf"(?P<key>[?&]{SECRET_NAME}=)(?P<value>[^&\s\"'<>]+)", re.IGNORECASE)
 SECRET_KEY = re.compile(SECRET_NAME, re.IGNORECASE)
@@ -31,7 +32,8 @@ def literal(text: str) -> str:
 def passwords_in(text: str) -> set[str]:
     """What stands for a password in the addresses of a text, as it is written and decoded."""
     found = {match["value"] for match in QUERY.finditer(text)}
-    for match in ADDRESS.finditer(text):
+    whole = WHOLE.match(text)  # whose password may hold what ends an address within a text
+    for match in (*ADDRESS.finditer(text), *((whole,) if whole else ())):
         _, colon, password = match["user"].partition(":")
         if colon and password:
             found.add(password)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ranksearch.batches import predict
 from ranksearch.errors import UserError, first_line, shorten
-from ranksearch.factorize import factorized_like, require_called
+from ranksearch.factorize import clone, factorized_like, require_called
 from ranksearch.files import checksum
 from ranksearch.loading import load, save_network
 from ranksearch.plan import RankPlan
@@ -33,7 +34,19 @@ def rehearse(model: nn.Module, plan: RankPlan, builder: Mapping[str, Any], examp
     with torch.no_grad():
         for parameter in network.parameters():
             nn.init.constant_(parameter, 0.01)  # what new memory holds may be no number
-    require_called(network, plan, example)
+    require_called(network, plan, example, model)
+    two = torch.zeros(2, *example.shape[1:], dtype=example.dtype)
+    for training in (False, True):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                predict(clone(network).train(training), [two])
+        except UserError:
+            raise
+        except Exception as error:  # whatever someone's own forward raises
+            mode, reason = "train" if training else "eval", shorten(first_line(error), 160)
+            raise UserError(
+                f"the model cannot run on two images in {mode} mode ({reason}): mend its forward"
+            ) from error
     with TemporaryDirectory(prefix="ranksearch-") as folder, torch.random.fork_rng(devices=[]):
         try:
             save_network(Path(folder), network, plan, builder, {})

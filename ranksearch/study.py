@@ -49,7 +49,7 @@ class StudySettings:
         if self.name is not None and not isinstance(self.name, list | tuple):
             object.__setattr__(self, "name", str(self.name))
         for name in self.names or [""]:
-            if not name or {"/", "\\"} & set(name) or name in (".", ".."):
+            if not name or not name.isprintable() or {"/", "\\"} & set(name) or name in (".", ".."):
                 raise SettingError("name", name, "cannot name a folder: use a name without slashes, not . or ..")
             if len(name.encode()) > LONGEST:
                 raise SettingError("name", name, f"is too long for a folder's: use at most {LONGEST} bytes")

@@ -86,12 +86,14 @@ def read_outcomes(folder: Path) -> list[JobOutcome]:
     Args:
         folder: of the sweep, which holds a folder for each job.
     """
-    outcomes = []
-    for job in (path for path in folder.iterdir() if path.name.isdigit()):
+    outcomes: list[JobOutcome] = []
+    jobs = {path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()}
+    for job in sorted(jobs | {path.parent for path in folder.rglob(OUTCOME)}):
         try:
             outcomes.append(from_record(JobOutcome, read_json(job / OUTCOME)))
         except (FileNotFoundError, DamagedError):
-            outcomes.append(JobOutcome(int(job.name), [], "", "", 1, "it was killed, or its machine is gone"))
+            number = int(job.name) if job.name.isdigit() else len(outcomes)
+            outcomes.append(JobOutcome(number, [], "", "", 1, "it was killed, or its machine is gone"))
     return sorted(outcomes, key=lambda outcome: outcome.number)
 
 

@@ -57,7 +57,7 @@ def check_arguments(group: str, target: Any, settings: Mapping[str, Any]) -> Non
     hints = _hints(target)
     names = [name for name, each in parameters.items() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     takes_any = any(each.kind == each.VAR_KEYWORD for each in parameters.values())
-    for name, value in settings.items():
+    for name, value in ((str(key), value) for key, value in settings.items()):
         if name.startswith("_"):
             continue
         if name not in parameters:

@@ -62,6 +62,12 @@ def read_checkpoint(path: str, model: nn.Module) -> list[str]:
     if missing or unexpected:
         parts = [f"{what} {_some(names)}" for what, names in (("lacks", missing), ("has unknown", unexpected)) if names]
         raise SettingError("model.checkpoint", path, f"{' and '.join(parts)}: give the file of this very architecture")
+    for name, tensor in state.items():
+        if expected[name].is_floating_point() and not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
+            kind = "numbers that are not finite" if tensor.is_floating_point() else f"{tensor.dtype}"
+            raise SettingError(
+                "model.checkpoint", path, f"has {kind} for '{name}': give trained floating-point weights"
+            )
     other = [name for name in state if state[name].shape != expected[name].shape]
     head = _head(model)
     if any(name not in head for name in other) or not _differ_in_classes(state, expected, other):

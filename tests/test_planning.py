@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -49,8 +51,13 @@ def test_how_images_are_cut_into_batches_hardly_moves_the_plan(problem: Problem)
 
 def test_images_or_weights_that_are_not_numbers_are_told_with_the_layer(problem: Problem) -> None:
     images = torch.full((16, 3, 8, 8), float("nan"))
-    with pytest.raises(UserError, match=r"'layer1.0.conv1' cannot be decomposed, .* not finite: check"):
+    with pytest.raises(UserError, match=r"the images have numbers that are not finite: take them out"):
         ranksearch.find_plan(problem.model, [images], 2)
+    broken = copy.deepcopy(problem.model)
+    with torch.no_grad():
+        broken.layer1[0].conv1.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"'layer1.0.conv1' cannot be decomposed, .* not finite: check"):
+        ranksearch.find_plan(broken, problem.calibration, 2)
     with pytest.raises(UserError, match="0 images are too few to plan on"):
         ranksearch.find_plan(problem.model, [], 2)
     with pytest.raises(UserError, match="0 images are too few to solve on: give 1 or more"):

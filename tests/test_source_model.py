@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch.nn.utils import parametrizations, prune, weight_norm
 
 import ranksearch
 from ranksearch import LayerChoice, RankPlan, UserError
-from ranksearch.factorize import collect_sensitivities, estimate_batchnorm, untouched
+from ranksearch.factorize import collect_sensitivities, inputs_of_norms, untouched
 from ranksearch.factorize.source_model import clone, unwrap
 
 
@@ -35,19 +36,39 @@ class Net(nn.Module):
 
 
 class Keeping(nn.Conv2d):
-    """It keeps its last output, counts its calls, and writes to a buffer, even in eval mode."""
+    """It keeps its last output, counts its calls in many ways, and writes to its tensors, even in eval mode."""
 
     def __init__(self) -> None:
         super().__init__(16, 16, 3, padding=1)
         self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("unseen", torch.zeros(()))
         self.last: Any = None
-        self.calls = 0
+        self.calls, self.each, self.by_name, self.plain = 0, [], {"inner": {}}, torch.zeros(2)
 
     def forward(self, input: Tensor) -> Tensor:
         self.calls += 1
+        self.each.append(self.calls)
+        self.by_name["inner"][self.calls] = 1
+        self.plain += 1
         self.seen += 1
+        self.unseen.data += 1
+        self.bias.data += 1e-3
         self.last = super().forward(input)
         return self.last
+
+
+class Merging(nn.Conv2d):
+    """It merges an adapter into its weight whenever it is switched to eval mode, as LoRA layers do."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 16, 3, padding=1)
+        self.merged = False
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if self.merged == mode:
+            self.weight.data += -0.5 if mode else 0.5
+            self.merged = not mode
+        return super().train(mode)
 
 
 def pruned() -> nn.Module:
@@ -98,6 +119,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "with weight norm": normed,
     "with spectral norm": lambda: Net(parametrizations.spectral_norm(nn.Conv2d(16, 16, 3, padding=1))),
     "that keeps what it computes": lambda: Net(Keeping()),
+    "that merges an adapter": lambda: Net(Merging()).train(),
     "float64": lambda: Net().double(),
     "bfloat16": lambda: Net().bfloat16(),
     "float16": lambda: Net().half(),
@@ -113,7 +135,7 @@ CALLS: dict[str, Callable[[nn.Module, list[Tensor]], object]] = {
     "profile_layers": lambda model, batches: ranksearch.profile_layers(model, batches[0]),
     "collect_statistics": lambda model, batches: ranksearch.collect_statistics(model, batches, ["plain"]),
     "collect_sensitivities": lambda model, batches: collect_sensitivities(model, batches, ["plain"]),
-    "estimate_batchnorm": estimate_batchnorm,
+    "inputs_of_norms": lambda model, batches: inputs_of_norms(model, batches[0]),
 }
 
 
@@ -121,7 +143,11 @@ def snapshot(model: nn.Module) -> list[object]:
     found: list[object] = []
     for name, module in model.named_modules():
         tensors = {**module._parameters, **module._buffers}
-        values = {key: value for key, value in vars(module).items() if not isinstance(value, dict)}
+        values = {
+            key: copy.deepcopy(value) for key, value in vars(module).items() if isinstance(value, int | list | str)
+        }
+        values["by_name"] = copy.deepcopy(vars(module).get("by_name"))
+        values["last"], values["plain"] = id(vars(module).get("last")), str(vars(module).get("plain"))
         hooks = {key: dict(value) for key, value in vars(module).items() if "hooks" in key and isinstance(value, dict)}
         found += [
             name,

@@ -3,7 +3,7 @@
 from ranksearch.factorize.batchnorm import (
     NormStatistics,
     adapt_batchnorm,
-    estimate_batchnorm,
+    inputs_of_norms,
     recalibrate_batchnorm,
     statistics_of_norms,
 )
@@ -14,7 +14,7 @@ from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear, fac
 from ranksearch.factorize.patches import PatchMoments
 from ranksearch.factorize.sequential import affordable_images, factorize_sequentially
 from ranksearch.factorize.solver import LowRankSolution, factorize_conv2d, factorize_matrix
-from ranksearch.factorize.source_model import untouched, unwrap
+from ranksearch.factorize.source_model import clone, require_ready, untouched, unwrap
 from ranksearch.factorize.statistics import LayerStatistics, Moments
 from ranksearch.factorize.surgery import (
     LayerProfile,
@@ -37,21 +37,23 @@ __all__ = [
     "PatchMoments",
     "adapt_batchnorm",
     "affordable_images",
+    "clone",
     "collect_outputs",
     "collect_sensitivities",
     "collect_statistics",
     "decompose",
     "decompose_schemes",
-    "estimate_batchnorm",
     "factorize_conv2d",
     "factorize_matrix",
     "factorize_model",
     "factorize_sequentially",
     "factorized_like",
     "factorizing_could_speedup",
+    "inputs_of_norms",
     "profile_layers",
     "recalibrate_batchnorm",
     "require_called",
+    "require_ready",
     "statistics_of_norms",
     "untouched",
     "unwrap",

@@ -1,8 +1,8 @@
 """BatchNorm's running statistics after factorizing: estimated anew, or moved by what factorizing changed.
 
-A few hundred images estimate statistics worse than the whole training did, with its augmentation and long averages. But
-the difference between two estimates on the same images, one of the dense and one of the factorized network, says well
-what factorizing has changed; so that difference is added to the statistics that the dense network has.
+A few hundred images estimate statistics worse than the whole training did, with its augmentation and long averages, and
+may be of another kind. But how a norm's inputs differ between the factorized and the dense network on the same images
+says well what factorizing has changed; so that difference is added to the statistics that the dense network has.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from ranksearch.batches import inputs_of
 from ranksearch.errors import DataError
 from ranksearch.factorize.source_model import untouched, unwrap
 
-# Of the adaptation by differences; the rest is plain re-estimation. The first of equals is taken.
+# Of the move by differences; the rest is plain re-estimation. The first of equals is taken.
 SHARES = (1.0, 0.5, 0.0)
+# In a share's place where the statistics stay as they are stored.
+STORED = None
 
 
 @dataclass(frozen=True)
@@ -93,85 +95,151 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
                 raise DataError("1 example says nothing of a variance: give batches of 2 or more") from None
 
 
-def estimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, NormStatistics]:
-    """What `recalibrate_batchnorm` would make of every norm's statistics, by name; the model is left as it was."""
-    model = unwrap(model)
-    with untouched(model):
-        recalibrate_batchnorm(model, batches)
-        return statistics_of_norms(model)
+@torch.no_grad()
+def inputs_of_norms(model: nn.Module, images: Tensor) -> dict[str, NormStatistics]:
+    """Mean and variance of what reaches every norm in eval mode, by name; the model is left as it was.
+
+    Args:
+        model: in any mode.
+        images: one batch of inputs, `[B, ...]`.
+
+    Returns:
+        The moments, without those of norms that are called other than once.
+    """
+    model, seen = unwrap(model), dict[str, list[NormStatistics]]()
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda _, args: seen.setdefault(name, []).append(_moments(args[0]))
+
+    handles = [norm.register_forward_pre_hook(watch(name)) for name, norm in norms_of(model).items()]
+    try:
+        with untouched(model):
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: calls[0] for name, calls in seen.items() if len(calls) == 1}
 
 
-def adapted(
-    stored: NormStatistics, dense: NormStatistics, factorized: NormStatistics, share: float, eps: float
-) -> NormStatistics:
-    """Statistics moved by the difference of two estimates, mixed with the plain one of the factorized network.
+def moved(stored: NormStatistics, before: NormStatistics, after: NormStatistics, eps: float) -> NormStatistics:
+    """Statistics moved by how a norm's inputs have changed.
 
     Args:
         stored: of the dense network.
-        dense: its estimate on some images.
-        factorized: the factorized network's on the same images.
-        share: of the move by differences, 0 to 1; the rest is ``factorized`` as it is.
+        before: moments of the norm's inputs in the dense network.
+        after: the same in the factorized network, for the same examples.
         eps: the least variance that a quotient divides by.
 
     Returns:
-        ``stored``, bit for bit, where the two estimates are equal.
+        ``stored``, bit for bit, where both moments are equal.
     """
-    if dense.equals(factorized):
+    if before.equals(after):
         return stored
-    mean = stored.mean + (factorized.mean - dense.mean)
-    var = stored.var * (factorized.var / dense.var.clamp_min(eps))
+    mean = stored.mean + (after.mean - before.mean)
+    return NormStatistics(mean, stored.var * (after.var / before.var.clamp_min(eps)))
+
+
+def mixed(one: NormStatistics, other: NormStatistics, share: float) -> NormStatistics:
+    """A share of one and the rest of another; exactly one of them where the share is 1 or 0."""
+    if share in (0.0, 1.0):
+        return one if share else other
     return NormStatistics(
-        share * mean + (1 - share) * factorized.mean,
-        share * var + (1 - share) * factorized.var,
+        share * one.mean + (1 - share) * other.mean,
+        share * one.var + (1 - share) * other.var,
     )
+
+
+@torch.no_grad()
+def move_in_turn(
+    network: nn.Module, stored: Mapping[str, NormStatistics], inputs: Mapping[str, NormStatistics], images: Tensor
+) -> set[str]:
+    """Move every norm's statistics as it is met in one pass, each for what the norms before it have become; in place.
+
+    Args:
+        network: the factorized network, in eval mode.
+        stored: the dense network's statistics, by name.
+        inputs: moments of what reaches its norms, see `inputs_of_norms`; the statistics of others stay as stored.
+        images: the batch that these are of.
+
+    Returns:
+        The names of norms whose inputs have changed.
+    """
+    changed: set[str] = set()
+
+    def move(name: str) -> Callable[[_BatchNorm, tuple[Tensor, ...]], None]:
+        def hook(norm: _BatchNorm, args: tuple[Tensor, ...]) -> None:
+            if name not in inputs:
+                return
+            after = _moments(args[0])
+            if not inputs[name].equals(after):
+                changed.add(name)
+            set_statistics(norm, moved(stored[name], inputs[name], after, norm.eps))
+
+        return hook
+
+    norms = {name: norm for name, norm in norms_of(network).items() if name in stored}
+    handles = [norm.register_forward_pre_hook(move(name)) for name, norm in norms.items()]
+    for name, norm in norms.items():
+        set_statistics(norm, stored[name])
+    try:
+        network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return changed
 
 
 @torch.no_grad()
 def adapt_batchnorm(
     network: nn.Module,
     stored: Mapping[str, NormStatistics],
-    dense: Mapping[str, NormStatistics],
+    inputs: Mapping[str, NormStatistics],
+    images: Tensor,
     batches: Iterable[Tensor],
     divergence: Callable[[nn.Module], float] | None = None,
-) -> float:
+) -> float | None:
     """Give every BatchNorm of a factorized network the dense one's statistics, moved by what factorizing changed.
 
     Args:
-        network: the factorized network; is changed in place.
+        network: the factorized network; is changed in place, and left in eval mode.
         stored: the dense network's running statistics, by name; see `statistics_of_norms`.
-        dense: the same, estimated on ``batches``; see `estimate_batchnorm`.
-        batches: inputs, `[B, ...]`, those of ``dense`` in the same order.
-        divergence: of the network from the dense one on images that no estimate has seen; the share of `SHARES` that
-            it is least for is taken. None takes 1.
+        inputs: moments of what reaches its norms; see `inputs_of_norms`.
+        images: the batch that these are of.
+        batches: inputs, `[B, ...]` each, for plain re-estimation.
+        divergence: of a network from the dense one on images that no estimate has seen. The share of `SHARES`, or
+            `STORED` for no change at all, that it is least for is taken. None takes a share of 1.
 
     Returns:
-        The share.
+        What was taken.
     """
+    network.eval()
     norms = {name: norm for name, norm in norms_of(network).items() if name in stored}
+    changed = move_in_turn(network, stored, inputs, images)
+    if divergence is None or not changed:
+        return SHARES[0]
+    by_difference = statistics_of_norms(network)
     counters = [norm.num_batches_tracked for norm in norms.values() if norm.num_batches_tracked is not None]
     counts = [counter.clone() for counter in counters]
     recalibrate_batchnorm(network, batches)
     for counter, count in zip(counters, counts, strict=True):
         counter.copy_(count)
-    estimates = {name: _statistics(norm) for name, norm in norms.items()}
-    moved = [name for name in norms if not dense[name].equals(estimates[name])]
+    plain = statistics_of_norms(network)
 
-    def use(share: float) -> None:
+    def use(share: float | None) -> None:
         for name, norm in norms.items():
-            set_statistics(norm, adapted(stored[name], dense[name], estimates[name], share, norm.eps))
+            kept = share is STORED or name not in changed
+            set_statistics(norm, stored[name] if kept else mixed(by_difference[name], plain[name], share or 0.0))
 
-    chosen = SHARES[0]
-    if moved and divergence is not None:
-        scores = {}
-        for share in SHARES:
-            use(share)
-            scores[share] = divergence(network)
-        chosen = min(scores, key=scores.__getitem__)
+    scores: dict[float | None, float] = {}
+    for share in (*SHARES, STORED):
+        use(share)
+        scores[share] = divergence(network)
+    chosen = min(scores, key=scores.__getitem__)
     use(chosen)
     return chosen
 
 
-def adapt_in_turn(dense: _BatchNorm, twin: _BatchNorm, inputs: Tensor, changed: Tensor) -> None:
+def move_statistics(dense: _BatchNorm, twin: _BatchNorm, inputs: Tensor, changed: Tensor) -> None:
     """Move a norm's running statistics by how its inputs differ from those that the dense one has, in place.
 
     Args:
@@ -180,13 +248,13 @@ def adapt_in_turn(dense: _BatchNorm, twin: _BatchNorm, inputs: Tensor, changed: 
         inputs: of the first, `[B, channels, ...]`.
         changed: of the second, for the same examples.
     """
-    before, after = (_estimate(values) for values in (inputs, changed))
-    set_statistics(twin, adapted(_statistics(dense), before, after, SHARES[0], dense.eps))
+    set_statistics(twin, moved(_statistics(dense), _moments(inputs), _moments(changed), dense.eps))
 
 
-def _estimate(values: Tensor) -> NormStatistics:
+def _moments(values: Tensor) -> NormStatistics:
+    """Mean and variance of each channel of `[B, channels, ...]`."""
     axes = [axis for axis in range(values.ndim) if axis != 1]
-    var, mean = torch.var_mean(values.float() if values.dtype.itemsize < 4 else values, axes)
+    var, mean = torch.var_mean(values.float() if values.dtype.itemsize < 4 else values, axes, correction=0)
     return NormStatistics(mean, var)
 
 
@@ -204,14 +272,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def estimating(norms: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Let norms gather running statistics anew, as plain averages over the calls inside; in training mode after it."""
-    momenta = {norm: norm.momentum for norm in norms if norm.track_running_stats}
+    """Let norms gather running statistics anew, as plain averages over the calls inside; in training mode after it.
+
+    Norms that are not called keep what they have, and so do all where the block fails.
+    """
+    tracked = [norm for norm in norms if norm.track_running_stats]
+    before = [(norm, norm.momentum, {name: value.clone() for name, value in norm._buffers.items() if value is not None})
+              for norm in tracked]  # fmt: skip
+    whole = False
     try:
-        for norm in momenta:
+        for norm in tracked:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
             norm.training = True
         yield
+        whole = True
     finally:
-        for norm, momentum in momenta.items():
+        for norm, momentum, buffers in before:
             norm.momentum = momentum
+            if not whole or not norm.num_batches_tracked:  # nothing reached it
+                for name, value in buffers.items():
+                    norm._buffers[name].copy_(value)  # type: ignore[union-attr]  # it was there before

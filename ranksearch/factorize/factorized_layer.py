@@ -83,11 +83,15 @@ class FactorizedLayer(nn.Module):
     @property
     def latent_size(self) -> int:
         """Numbers between the two factors."""
-        return self.module0.weight.shape[0]
+        first = self.module0
+        return first.out_channels if isinstance(first, nn.Conv2d) else first.out_features
 
     @property
     def weight(self) -> Tensor:
-        """The weight that the two factors make together, of the dense layer's shape; computed at every read."""
+        """The weight that the two factors make together, of the dense layer's shape: a copy, computed at every read.
+
+        It is no parameter and has no gradient; the parameters are those of the factors.
+        """
         raise NotImplementedError
 
     @property

@@ -112,15 +112,21 @@ class FactorizedConv2d(FactorizedLayer, nn.Conv2d):  # type: ignore[override]  #
         """Of either factor."""
         return str(self._settings()["padding_mode"])
 
+    @property
+    def _reversed_padding_repeated_twice(self) -> Any:  # type: ignore[override]  # read-only here
+        plain = nn.Conv2d(self.groups, self.groups, bias=False, device="meta", **self._settings())
+        return plain._reversed_padding_repeated_twice
+
     transposed = False
     output_padding = (0, 0)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]  # computed here
-        """`[out_channels, in_channels / groups, height, width]`, computed from both factors at every read."""
+        """`[out_channels, in_channels / groups, height, width]`: a copy, computed from both factors at every read."""
         groups, latent = self.groups, self.latent_size // self.groups
-        up = self.module1.weight.reshape(groups, -1, *self.module1.weight.shape[1:])
-        down = self.module0.weight.reshape(groups, latent, *self.module0.weight.shape[1:])
+        first, second = self.module0.weight.detach(), self.module1.weight.detach()
+        up = second.reshape(groups, -1, *second.shape[1:])
+        down = first.reshape(groups, latent, *first.shape[1:])
         # Along each axis one of the two has all of the kernel, and the other a single number.
         return torch.einsum("gorab,grcij->gocaibj", up, down).flatten(5).flatten(3, 4).flatten(0, 1)
 
@@ -193,7 +199,7 @@ class FactorizedConv2d(FactorizedLayer, nn.Conv2d):  # type: ignore[override]  #
         return joined_settings(self.module0, self.module1, self.scheme)
 
     def _product(self) -> nn.Conv2d:
-        weight = self.weight.detach()
+        weight = self.weight
         dense = nn.Conv2d(self.in_channels, self.out_channels, bias=True, device="meta", **self._settings())
         self._give(dense, weight)
         return dense
@@ -249,8 +255,8 @@ class FactorizedLinear(FactorizedLayer, nn.Linear):  # type: ignore[misc]  # pro
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]  # computed here
-        """`[out_features, in_features]`, computed from both factors at every read."""
-        return self.module1.weight @ self.module0.weight
+        """`[out_features, in_features]`: a copy, computed from both factors at every read."""
+        return self.module1.weight.detach() @ self.module0.weight.detach()
 
     def extra_repr(self) -> str:
         """The dense layer's sizes and the latent size."""
@@ -303,7 +309,7 @@ class FactorizedLinear(FactorizedLayer, nn.Linear):  # type: ignore[misc]  # pro
 
     def _product(self) -> nn.Linear:
         dense = nn.Linear(self.in_features, self.out_features, device="meta")
-        self._give(dense, self.weight.detach())
+        self._give(dense, self.weight)
         return dense
 
     def _set_factors(self, factors: Factors) -> None:

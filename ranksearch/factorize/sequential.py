@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ranksearch.batches import prediction_of
 from ranksearch.factorize.alternating import solve_symmetric
-from ranksearch.factorize.batchnorm import adapt_in_turn, estimating, evaluating
+from ranksearch.factorize.batchnorm import evaluating, move_statistics
 from ranksearch.factorize.calibration import as_rows, hooked, observe_inputs
 from ranksearch.factorize.decomposition import decompose
 from ranksearch.factorize.factors import Decomposition, grouped_weight
@@ -78,7 +79,7 @@ class _Pair(nn.Module):
         if self.adapts:
             assert isinstance(self.dense, _BatchNorm)
             assert isinstance(self.twin, _BatchNorm)
-            adapt_in_turn(self.dense, self.twin, ours, theirs)
+            move_statistics(self.dense, self.twin, ours, theirs)
         others[:] = self.twin(theirs)
         return outputs
 
@@ -127,8 +128,7 @@ def factorize_sequentially(
         kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         both = clone(model, {**kept, **{id(pair.dense): pair for pair in pairs.values()}})
         few = images[:2]
-        both(torch.cat([few, few]))
-        as_one = all(pair.alike for pair in pairs.values())
+        as_one = _rehearse(both, model, torch.cat([few, few])) and all(pair.alike for pair in pairs.values())
         for name, choice in plan:
             pair = pairs[name]
             one_shot = partial(set_factors, pair.dense, pair.twin, name, choice, decompositions)
@@ -138,15 +138,20 @@ def factorize_sequentially(
             else:
                 one_shot()
         if as_one:
-            repeated = []
             for pair in pairs.values():
                 pair.rehearsing = False
-                if isinstance(pair.twin, _BatchNorm) and pair.twin.running_mean is not None:
-                    pair.adapts = pair.calls == 1
-                    repeated += [] if pair.adapts else [pair.twin]
-            with estimating(repeated):
-                both(torch.cat([images, images]))
+                norm = isinstance(pair.twin, _BatchNorm) and pair.twin.running_mean is not None
+                pair.adapts = norm and pair.calls == 1
+            both(torch.cat([images, images]))
     return network
+
+
+def _rehearse(both: nn.Module, model: nn.Module, images: Tensor) -> bool:
+    """Whether the two networks run as one: code around a module may take a pair for something else."""
+    try:
+        return torch.equal(prediction_of(both(images)), prediction_of(model(images)))
+    except Exception:  # whatever such code raises
+        return False
 
 
 def _solve(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -54,8 +55,8 @@ def require_ready(model: nn.Module) -> None:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Run a model in eval mode inside the block, and put everything about it back at its end.
 
-    That is: modes, the values of its buffers, gradients and their flags, hooks, and every attribute that a forward
-    may set. A module that was compiled in place runs as it was written.
+    That is: modes, the values of all its tensors, gradients and their flags, hooks, and every attribute and container
+    that a forward may change. A module that was compiled in place runs as it was written.
 
     Raises:
         UserError: see `require_ready`.
@@ -63,8 +64,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
     require_ready(model)
     modules = list(model.modules())
     attributes = [(module, dict(vars(module))) for module in modules]
-    contents = [(value, dict(value)) for _, kept in attributes for value in kept.values() if isinstance(value, dict)]
-    buffers = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in model.buffers()]
+    containers = [pair for _, kept in attributes for pair in _containers(list(kept.values()), NESTING)]
+    tensors = {id(tensor): tensor for _, kept in attributes for tensor in _tensors(kept, NESTING)}
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors.values() if not tensor.is_meta]
     gradients = [(weight, weight.requires_grad, weight.grad) for weight in model.parameters()]
     try:
         model.eval()
@@ -76,22 +78,27 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for module, kept in attributes:
             vars(module).clear()
             vars(module).update(kept)
-        for value, entries in contents:
-            value.clear()
-            value.update(entries)
-        with torch.no_grad():
-            for buffer, version, before in buffers:
-                if version is None or _version(buffer) != version:
-                    buffer.copy_(before)
+        for container, entries in containers:
+            container.clear()
+            container.update(entries) if isinstance(container, dict | set) else container.extend(entries)
+        for tensor, before in values:
+            # Compared by value, for what is written through .data leaves no other trace.
+            if not torch.equal(tensor, before):
+                with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                    tensor.detach().copy_(before)
         for weight, required, gradient in gradients:
             if weight.requires_grad != required:
                 weight.requires_grad_(required)
             weight.grad = gradient
 
 
-def _version(tensor: Tensor) -> int | None:
-    """A number that rises with every change in place; None for tensors that keep none."""
-    return None if tensor.is_inference() else tensor._version
+def _containers(value: Any, depth: int) -> Iterator[tuple[Any, Any]]:
+    """Dicts, lists and sets that are held, with a copy of what is in each."""
+    if isinstance(value, dict | list | set | deque):
+        yield value, value.copy()
+    if depth and isinstance(value, dict | list | tuple | deque):
+        for entry in list(value.values()) if isinstance(value, dict) else list(value):
+            yield from _containers(entry, depth - 1)
 
 
 def clone(model: nn.Module, memo: Mapping[int, object] | None = None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from ranksearch.errors import PlanError
+from ranksearch.errors import DataError, PlanError, UserError
 from ranksearch.factorize.calibration import as_rows
 from ranksearch.factorize.dry_run import dry_run, watch_layer
 from ranksearch.factorize.factorized_layer import FactorizedLayer
@@ -45,6 +46,14 @@ def _reason_to_skip(module: nn.Module, positions: int) -> str | None:
     if isinstance(module, LazyModuleMixin) or type(module) not in (nn.Conv2d, nn.Linear):
         return f"{type(module).__name__} is not a plain Conv2d or Linear"
     assert isinstance(module, nn.Conv2d | nn.Linear)
+    if any(callable(value) and hasattr(type(module), name) for name, value in vars(module).items()):
+        return "its way of computing was replaced on this very layer"
+    if module._modules or module._buffers or not set(module._parameters) <= {"weight", "bias"}:
+        return "it holds more than a weight and a bias"
+    if module.bias is not None and "bias" not in module._parameters:
+        return "its bias is no parameter but computed by a hook, as pruning does"
+    if "weight" in module._parameters and module.weight.is_complex():
+        return "its weight is complex"
     if "weight" not in module._parameters:
         return "its weight is no parameter but computed by a hook, as pruning does"
     if positions == 0:
@@ -135,6 +144,8 @@ def profile_layers(model: nn.Module, example: Tensor) -> LayerProfile:
     seen = dry_run(model, example, _watch_layers)
     bound = _bound(model)
     bound |= {name: "its weight is also read by other code than its own" for name in seen.read}
+    if not len(example):
+        raise DataError("an example of no inputs shows nothing: give a batch of one or more")
     count, layers, skipped = len(example), {}, {}
     for name, module in found.items():
         positions = seen.rows.get(name, 0) // count
@@ -171,6 +182,12 @@ def _empty_twin(layer: Layer, choice: LayerChoice) -> FactorizedConv2d | Factori
         twin = FactorizedConv2d._like(layer, choice.latent_size, choice.scheme)
     else:
         twin = FactorizedLinear._like(layer, choice.latent_size, choice.scheme)
+    plain = vars(
+        type(layer)(1, 1, 1, device="meta") if isinstance(layer, nn.Conv2d) else nn.Linear(1, 1, device="meta")
+    )
+    for name, value in vars(layer).items():  # of a person's own
+        if name not in plain and name not in vars(twin):
+            setattr(twin, name, copy.deepcopy(value))
     for name in HOOKS:
         getattr(twin, name).update(getattr(layer, name))
     twin._is_full_backward_hook = layer._is_full_backward_hook
@@ -215,17 +232,20 @@ def factorized_like(model: nn.Module, plan: RankPlan) -> nn.Module:
     return clone(model, memo)
 
 
-def require_called(network: nn.Module, plan: RankPlan, example: Tensor) -> None:
-    """Raise if a factorized layer does not run when its network does, see `dry_run`.
+def require_called(network: nn.Module, plan: RankPlan, example: Tensor, source: nn.Module | None = None) -> None:
+    """Raise if a factorized layer does not run when its network does, or the source runs with it, see `dry_run`.
 
     Args:
         network: that was factorized by the plan; is not touched.
         plan: the layers, all of which ran in the dense network.
         example: a batch of inputs; only its shape and dtype matter.
+        source: the dense network, whose layers a copy may still call through a function that holds them.
 
     Raises:
         PlanError: code around a layer took its dense form for something else.
+        UserError: a layer of the source runs.
     """
+    shared: list[str] = []
 
     def watch(ghost: nn.Module, run: Callable[[], None]) -> set[str]:
         called: set[str] = set()
@@ -238,7 +258,20 @@ def require_called(network: nn.Module, plan: RankPlan, example: Tensor) -> None:
         run()
         return called
 
-    called = dry_run(network, example, watch)
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: shared.append(name))
+        for name, module in ([] if source is None else unwrap(source).named_modules())
+    ]
+    try:
+        called = dry_run(network, example, watch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if shared:
+        raise UserError(
+            f"a copy of the model still runs '{shared[0]}' of the model itself, which some function holds: make that a "
+            "method"
+        )
     passed_over = [name for name in plan.layers if name not in called]
     if passed_over:
         raise PlanError(

@@ -20,6 +20,7 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from ranksearch.errors import UserError, first_line, shorten
+from ranksearch.locks import require_lock
 from ranksearch.storage.in_place import require_in_place
 from ranksearch.storage.stale import SignsOfLife, take_up_again
 
@@ -125,7 +126,9 @@ class _MendingLock(BaseJournalFileLock):
     def __init__(self, path: Path) -> None:
         self._path = path
         self.known: os.stat_result | None = None  # the file, once there is one
-        self._lock = FileLock(path.with_name(path.name + ".lock"))
+        lock = path.with_name(path.name + ".ranksearch-lock")
+        require_lock(lock)
+        self._lock = FileLock(lock)
 
     def acquire(self) -> bool:
         """Wait for the lock, and cut half a line off."""

@@ -36,12 +36,15 @@ def sqlite(path: str, heartbeat_seconds: int = 60) -> Database:
     Raises:
         UserError: the file cannot be opened, or is not a database of Optuna's.
     """
+    _require_heartbeat(heartbeat_seconds)
     hindrances = (OSError, sqlite3.Error, DatabaseError, RuntimeError)
-    with _file("database", path, hindrances) as file, alone(Path(f"{file}.lock"), "opens the study database"):
+    with _file("database", path, hindrances) as file:
         require_database(file)
-        _prepare(file)
-        storage = open_database(sqlite_address(file), heartbeat_seconds, {"connect_args": {"timeout": 60}})
-        known = file.stat()
+        with alone(file.with_name(f"{file.name}.ranksearch-lock"), "opens the study database"):
+            require_database(file)  # which another process may have made by now
+            _prepare(file)
+            storage = open_database(sqlite_address(file), heartbeat_seconds, {"connect_args": {"timeout": 60}})
+            known = file.stat()
 
     def lock(connection: Connection) -> None:
         require_in_place(file, known)
@@ -63,6 +66,7 @@ def journal(path: str, heartbeat_seconds: int = 60) -> Journal:
     Raises:
         UserError: the file cannot be opened, or is not a journal of Optuna's.
     """
+    _require_heartbeat(heartbeat_seconds)
     with _file("journal", path, (OSError, ValueError, KeyError, TypeError, AttributeError)) as file:
         return Journal(file, heartbeat_seconds)
 
@@ -79,6 +83,7 @@ def rdb(url: str, heartbeat_seconds: int = 60) -> Database:
         SettingError: the URL is none.
         UserError: the server cannot be reached or refuses, or its driver is not installed.
     """
+    _require_heartbeat(heartbeat_seconds)
     try:
         parsed = make_url(url)
         parsed.get_dialect()
@@ -108,6 +113,11 @@ def rdb(url: str, heartbeat_seconds: int = 60) -> Database:
     except (DatabaseError, StorageInternalError, RuntimeError) as error:
         reason = Redactor({str(parsed.password or ""), url} | passwords_in(url))(_reason(error))
         raise UserError(f"{place}, cannot be opened ({reason}): check RANKSEARCH_STORAGE and the server") from None
+
+
+def _require_heartbeat(seconds: int) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, int) or not 1 <= seconds <= 86_400:
+        raise SettingError("heartbeat_seconds", seconds, "is out of range: use 1 to 86400")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""BatchNorm adapted by differences: never touched where nothing changed, and no worse than the best of its shares."""
+"""BatchNorm moved by what factorizing changed: never touched where nothing changed, and never worse than stored."""
 
 from __future__ import annotations
 
@@ -15,41 +15,40 @@ from ranksearch.calibrated import DenseReference
 from ranksearch.errors import DataError
 from ranksearch.factorize import (
     adapt_batchnorm,
-    estimate_batchnorm,
     factorize_model,
     factorized_like,
+    inputs_of_norms,
     recalibrate_batchnorm,
     statistics_of_norms,
 )
-from ranksearch.factorize.batchnorm import SHARES, NormStatistics, adapted, norms_of
+from ranksearch.factorize.batchnorm import SHARES, STORED, NormStatistics, mixed, moved, norms_of
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.problem import Problem
 
 
+@st.composite
 def moments(draw: st.DrawFn, size: int) -> NormStatistics:
-    numbers = st.floats(-100, 100)
-    mean = draw(st.lists(numbers, min_size=size, max_size=size))
-    var = draw(st.lists(st.floats(0, 100), min_size=size, max_size=size))
+    mean = draw(st.lists(st.floats(-100, 100, width=32), min_size=size, max_size=size))
+    var = draw(st.lists(st.floats(0, 100, width=32), min_size=size, max_size=size))
     return NormStatistics(torch.tensor(mean), torch.tensor(var))
 
 
-@given(st.data(), st.integers(1, 5), st.sampled_from(SHARES))
-def test_equal_estimates_leave_the_stored_statistics_bit_for_bit(data: st.DataObject, size: int, share: float) -> None:
-    stored, estimate = (data.draw(st.composite(moments)(size)) for _ in range(2))
-    assert adapted(stored, estimate, estimate, share, 1e-5).equals(stored)
+@given(st.data(), st.integers(1, 5))
+def test_equal_moments_leave_the_stored_statistics_bit_for_bit(data: st.DataObject, size: int) -> None:
+    stored, same = (data.draw(moments(size)) for _ in range(2))
+    assert moved(stored, same, NormStatistics(same.mean.clone(), same.var.clone()), 1e-5).equals(stored)
 
 
 @given(st.data(), st.integers(1, 5))
-def test_the_shares_are_the_move_and_the_estimate_and_what_lies_between(data: st.DataObject, size: int) -> None:
-    stored, dense, factorized = (data.draw(st.composite(moments)(size)) for _ in range(3))
-    moved, between, plain = (adapted(stored, dense, factorized, share, 1e-5) for share in (1.0, 0.5, 0.0))
-    if dense.equals(factorized):
-        return
-    assert torch.allclose(plain.mean, factorized.mean)
-    assert torch.allclose(plain.var, factorized.var)
-    assert torch.allclose(moved.mean - stored.mean, factorized.mean - dense.mean, atol=1e-4)
-    assert torch.allclose(between.mean, (moved.mean + plain.mean) / 2, atol=1e-4)
-    assert bool((moved.var >= 0).all())
+def test_the_mean_moves_by_the_difference_and_the_variance_by_the_quotient(data: st.DataObject, size: int) -> None:
+    stored, before, after = (data.draw(moments(size)) for _ in range(3))
+    found = moved(stored, before, after, 1e-5)
+    if not before.equals(after):
+        assert torch.allclose(found.mean - stored.mean, after.mean - before.mean, atol=1e-3)
+        assert torch.allclose(found.var * before.var.clamp_min(1e-5), stored.var * after.var, rtol=1e-4)
+    assert mixed(stored, before, 1.0).equals(stored)
+    assert mixed(stored, before, 0.0).equals(before)
+    assert torch.allclose(mixed(stored, before, 0.5).mean, (stored.mean + before.mean) / 2)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -59,53 +58,98 @@ def test_nothing_changes_where_nothing_is_factorized(training: bool, problem: Pr
     reference = DenseReference.from_model(model, problem.calibration, problem.comparison)
     reference.adapt(network)
     assert model.training == training
-    for name, value in model.state_dict().items():
-        assert torch.equal(network.state_dict()[name], value), name
-    assert torch.equal(problem.build(RankPlan()).state_dict()["bn1.running_var"], model.state_dict()["bn1.running_var"])
+    for built in (network, problem.build(RankPlan())):
+        for name, value in model.state_dict().items():
+            assert torch.equal(built.state_dict()[name], value), name
+
+
+class Twice(nn.Module):
+    """A norm that is called twice, and one that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.norm, self.aux = nn.BatchNorm2d(12), nn.BatchNorm2d(12, momentum=None)
+        for norm in (self.norm, self.aux):
+            norm.running_mean.fill_(0.3)
+            norm.num_batches_tracked.fill_(777)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.second(self.norm(self.first(x)).relu())).mean((2, 3))
+
+
+@pytest.mark.parametrize("plan", [RankPlan(), RankPlan({"second": LayerChoice(3)})])
+def test_norms_that_are_called_twice_or_never_keep_their_counters_and_the_latter_everything(plan: RankPlan) -> None:
+    import ranksearch
+
+    model, images = Twice().eval(), [torch.randn(20, 3, 8, 8) for _ in range(2)]
+    network = ranksearch.apply(plan, model, images)
+    for norm in ("norm", "aux"):
+        assert int(network.get_submodule(norm).num_batches_tracked) == 777
+    assert torch.equal(network.aux.running_mean, model.aux.running_mean)
+    if not plan:
+        assert torch.equal(network.norm.running_mean, model.norm.running_mean)
+    recalibrate_batchnorm(network, images)
+    assert torch.equal(network.aux.running_mean, model.aux.running_mean)
+    assert not torch.equal(network.norm.running_mean, model.norm.running_mean)
 
 
 def test_norms_before_the_first_factorized_layer_keep_theirs_bit_for_bit() -> None:
     model, images = residual()
     network = factorize_model(model, RankPlan({"second": LayerChoice(4)}), decomposed(model, images))
     before = statistics_of_norms(model)
-    adapt_batchnorm(network, before, estimate_batchnorm(model, [images]), [images])
+    adapt_batchnorm(network, before, inputs_of_norms(model, images), images, [images], lambda net: 1.0)
     after = statistics_of_norms(network)
-    same = [name for name in before if before[name].equals(after[name])]
-    assert same == ["norms.0", "norms.1"]
-    assert [int(norm.num_batches_tracked) for norm in norms_of(network).values()] == [
-        int(norm.num_batches_tracked) for norm in norms_of(model).values()
-    ]
+    assert [name for name in before if before[name].equals(after[name])] == ["norms.0", "norms.1"]
+    counts = [[int(norm.num_batches_tracked) for norm in norms_of(net).values()] for net in (network, model)]
+    assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("best", SHARES)
-def test_the_share_of_least_divergence_is_taken(best: float) -> None:
+@pytest.mark.parametrize("best", [*SHARES, STORED])
+def test_what_is_least_diverging_is_taken_and_the_stored_statistics_are_among_it(best: float | None) -> None:
     model, images = residual()
     with torch.no_grad():
         for norm in norms_of(model).values():  # of a longer training, other than these images show
             norm.running_mean += 0.1
             norm.running_var *= 1.2
-    stored, estimated = statistics_of_norms(model), estimate_batchnorm(model, [images])
+    stored, inputs = statistics_of_norms(model), inputs_of_norms(model, images)
+    tried: list[dict[str, NormStatistics]] = []
+
+    def score(net: nn.Module) -> float:
+        tried.append(statistics_of_norms(net))
+        return float((*SHARES, STORED)[len(tried) - 1] != best)
+
     network = factorize_model(model, PLANS["mixed"], decomposed(model, images))
-    plain = estimate_batchnorm(network, [images])
-
-    def target(name: str, share: float) -> NormStatistics:
-        return adapted(stored[name], estimated[name], plain[name], share, 1e-5)
-
-    def distance(net: nn.Module) -> float:
-        found = statistics_of_norms(net)
-        return sum(float((found[name].mean - target(name, best).mean).abs().sum()) for name in found)
-
-    assert adapt_batchnorm(network, stored, estimated, [images], distance) == best
-    assert all(found.equals(target(name, best)) for name, found in statistics_of_norms(network).items())
+    assert adapt_batchnorm(network, stored, inputs, images, [images], score) == best
+    place = (*SHARES, STORED).index(best)
+    found = statistics_of_norms(network)
+    assert all(found[name].equals(tried[place][name]) for name in found)
+    assert all(tried[3][name].equals(stored[name]) for name in found)
+    plain = factorize_model(model, PLANS["mixed"], decomposed(model, images))
+    recalibrate_batchnorm(plain, [images])
+    assert all(tried[2][name].equals(each) for name, each in statistics_of_norms(plain).items())
 
 
-def test_estimates_leave_the_model_as_it_was_and_are_those_of_recalibrating_it() -> None:
+def test_each_norm_is_moved_for_what_the_norms_before_it_have_become() -> None:
     model, images = residual()
+    stored, inputs = statistics_of_norms(model), inputs_of_norms(model, images)
+    network = factorize_model(model, PLANS["mixed"], decomposed(model, images))
+    assert adapt_batchnorm(network, stored, inputs, images, [images]) == 1.0
+    reached, found = inputs_of_norms(network, images), statistics_of_norms(network)
+    for name, norm in norms_of(network).items():
+        assert torch.allclose(found[name].mean, moved(stored[name], inputs[name], reached[name], norm.eps).mean)
+
+
+def test_looking_at_what_reaches_norms_leaves_the_model_as_it_was() -> None:
+    model, images = residual()
+    model.train()
     before = copy.deepcopy(model.state_dict())
-    estimated = estimate_batchnorm(model, [images])
+    inputs = inputs_of_norms(model, images)
+    assert list(inputs) == ["norms.0", "norms.1", "norms.2"]
+    assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    recalibrate_batchnorm(model, [images])
-    assert all(estimated[name].equals(found) for name, found in statistics_of_norms(model).items())
+    assert all(not norm._forward_pre_hooks for norm in norms_of(model).values())
 
 
 class Flat(nn.Module):
@@ -119,12 +163,14 @@ class Flat(nn.Module):
         return self.norm(self.linear(x))
 
 
-def test_a_last_batch_of_one_example_is_left_out_and_single_ones_are_refused() -> None:
+def test_a_last_batch_of_one_example_is_left_out_and_single_ones_are_refused_with_nothing_changed() -> None:
     torch.manual_seed(0)
     rows, model = torch.randn(9, 4), Flat().eval()
     alone = copy.deepcopy(model)
     recalibrate_batchnorm(model, rows.split(4))
     recalibrate_batchnorm(alone, rows[:8].split(4))
     assert torch.equal(model.norm.running_mean, alone.norm.running_mean)
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(DataError, match="1 example says nothing of a variance: give batches of 2 or more"):
         recalibrate_batchnorm(model, rows.split(1))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
