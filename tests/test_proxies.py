@@ -64,7 +64,7 @@ class TwoBranches(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("proxy", [Fisher(), Probes()], ids=repr)
+@pytest.mark.parametrize("proxy", [Fisher(), pytest.param(Probes(), marks=pytest.mark.slow)], ids=repr)
 def test_a_layer_that_hardly_counts_is_hardly_feared_for(proxy: Proxy, splits: Splits) -> None:
     torch.manual_seed(0)
     model = TwoBranches(0.1).eval()

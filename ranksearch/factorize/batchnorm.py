@@ -277,8 +277,8 @@ def estimating(norms: Iterable[_BatchNorm]) -> Iterator[None]:
     Norms that are not called keep what they have, and so do all where the block fails.
     """
     tracked = [norm for norm in norms if norm.track_running_stats]
-    before = [(norm, norm.momentum, {name: value.clone() for name, value in norm._buffers.items() if value is not None})
-              for norm in tracked]  # fmt: skip
+    buffers = [{name: value.clone() for name, value in norm._buffers.items() if value is not None} for norm in tracked]
+    before = [(norm, norm.momentum, held) for norm, held in zip(tracked, buffers, strict=True)]
     whole = False
     try:
         for norm in tracked:
@@ -288,8 +288,8 @@ def estimating(norms: Iterable[_BatchNorm]) -> Iterator[None]:
         yield
         whole = True
     finally:
-        for norm, momentum, buffers in before:
+        for norm, momentum, held in before:
             norm.momentum = momentum
             if not whole or not norm.num_batches_tracked:  # nothing reached it
-                for name, value in buffers.items():
+                for name, value in held.items():
                     norm._buffers[name].copy_(value)  # type: ignore[union-attr]  # it was there before

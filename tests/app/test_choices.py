@@ -110,7 +110,7 @@ def test_accuracy_alone_may_be_the_objective(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sampler", "proxy"),
     [
-        ("random", "fisher"),
+        pytest.param("random", "fisher", marks=pytest.mark.slow),
         pytest.param("tpe", "mixed", marks=pytest.mark.slow),
         pytest.param("nsgaii", "probes", marks=pytest.mark.slow),
     ],
