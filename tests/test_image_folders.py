@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,17 @@ def test_missing_folders_say_what_is_expected_where(tmp_path: Path, folders: Pat
         file.unlink()
     with pytest.raises(UserError, match=r"has no images in 'val' .*: put some into"):
         read(folders)
+
+
+def test_splits_that_would_share_images_or_have_one_class_are_refused(folders: Path) -> None:
+    for wrong, said in (
+        ({"test": "train"}, "test=train is the training folder itself: name another"),
+        ({"test": "val/../train"}, "is the training folder itself"),
+        ({"validation_images": 0}, "validation_images=0 is out of range: use 1 or more"),
+        ({"validation_images": -3}, "validation_images=-3 is out of range"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read(folders, **wrong)
+    shutil.rmtree(folders / "train" / "n01440764")
+    with pytest.raises(UserError, match="has one class alone in 'train': give a folder for each of two or more"):
+        read(folders, test=None)

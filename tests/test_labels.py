@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset, TensorDataset
 
 from ranksearch.datasets import Splits
-from ranksearch.errors import DataError
+from ranksearch.errors import DataError, UserError
 from ranksearch.labels import as_label, checked
 
 MEANT = {
@@ -94,3 +94,47 @@ def test_held_tensors_are_looked_at_as_a_whole_and_stay_what_they_are_where_they
     assert torch.equal(found.tensors[1], labels)
     with pytest.raises(DataError, match="the label of example 9 of the train split is 9, of 9 classes"):
         checked(Splits(right, right, right, 9))
+
+
+def test_what_a_data_set_raises_or_gives_is_named_with_its_example() -> None:
+    good = Examples(lambda index: (image(index), 0))
+    for wrong, said in {
+        "late": (
+            lambda index: (image(index // (index != 3)), 0),
+            r"example 3 of the train split cannot be read \(Zero",
+        ),
+        "nan": (
+            lambda index: (image(index) * float("nan" if index == 5 else 1), 0),
+            "the image of example 5 .* finite",
+        ),
+    }.values():
+        with pytest.raises(DataError, match=said):
+            checked(Splits(Examples(wrong), good, good, 10))
+    wide = Examples(lambda index: (torch.zeros(1, 8, 8), 0))
+    with pytest.raises(
+        DataError, match=r"images of the test split have shape \[1, 8, 8\], of the train split \[3, 8, 8\]"
+    ):
+        checked(Splits(good, good, wide, 10))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_other_floats_become_float32(dtype: torch.dtype) -> None:
+    held = TensorDataset(torch.ones(20, 3, 8, 8, dtype=dtype), torch.zeros(20, dtype=torch.long))
+    read = Examples(lambda index: (image(index).to(dtype), 0))
+    for examples in (held, read):
+        assert checked(Splits(examples, examples, examples, 10)).train[0][0].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"workers": -1}, "workers -1 of the data set is out of range: give a whole number from 0 up"),
+        ({"num_classes": "4"}, "num_classes '4' of the data set is out of range"),
+        ({"num_classes": 0}, "num_classes 0 of the data set"),
+        ({"augment": 5}, "augment 5 of the data set cannot be called: give a function, or None"),
+    ],
+)
+def test_splits_of_impossible_settings_are_refused(settings: dict[str, Any], said: str) -> None:
+    good = Examples(lambda index: (image(index), 0))
+    with pytest.raises(UserError, match=said):
+        Splits(good, good, good, **{"num_classes": 10, **settings})

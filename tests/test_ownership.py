@@ -11,6 +11,7 @@ from runs import STUDY, call
 from ranksearch.errors import UserError
 from ranksearch.files import remove_files, replacing, write_json
 from ranksearch.ownership import made, require_own_outputs, require_own_run, require_own_sweep
+from ranksearch.storage import journal, sqlite
 
 QUICK = ["device=cpu", "model.depth=8", "dataset=fake", "dataset.image_size=8", "dataset.images=80", "study.name=s"]
 FOREIGN = {
@@ -135,4 +136,51 @@ def test_empty_outputs_are_no_path_at_the_root(empty: str, mode: list[str], tmp_
     assert done.returncode == 2
     assert "outputs" in done.stderr
     assert STUDY not in "".join(os.listdir("/"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["multirun.yaml", "sweep.csv", "0/.hydra/config.yaml", "0/job.json"])
+def test_a_sweep_of_another_program_is_not_replaced(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("theirs: 1\n")
+    before = tree(tmp_path)
+    done = call(tmp_path, "-m", "hydra.sweep.dir=.", "seed=0", small=QUICK)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["outputs=a,b", "seed=-1"], ["seed=-1", "hydra.sweep.subdir=j"], ["seed=-1,x"], ["model=nope,resnet20"],
+     ["seed=range(0,3,0)"], ["outputs='',b", "seed=-1"]],
+)  # fmt: skip
+def test_a_sweep_whose_jobs_are_all_refused_ends_with_2_and_no_traceback(words: list[str], tmp_path: Path) -> None:
+    done = call(tmp_path, "-m", *words, small=QUICK)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not Path("/sweeps").exists()
+
+
+def test_a_lock_s_place_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    for name in ("study.db.ranksearch-lock", "study.db.lock", "poetry.lock"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match="stands where ranksearch would lock, and is no lock: move it away"):
+        sqlite(str(tmp_path / "study.db"))
+    with pytest.raises(UserError, match="is no lock"):
+        journal(str(tmp_path / "study.db"))
+    sqlite(str(tmp_path / "poetry")).engine.dispose()
+    assert {path.read_text() for path in tmp_path.glob("*lock")} == {"mine"}
+
+
+@pytest.mark.parametrize("seconds", [0, -5, 10**9, True])
+def test_a_heartbeat_out_of_range_leaves_no_file(seconds: int, tmp_path: Path) -> None:
+    for build in (sqlite, journal):
+        with pytest.raises(UserError, match=r"heartbeat_seconds=.* is out of range: use 1 to 86400"):
+            build(str(tmp_path / "study"), heartbeat_seconds=seconds)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_callback_that_cannot_be_built_leaves_no_file(tmp_path: Path) -> None:
+    done = call(tmp_path, "+hydra.callbacks.mine._target_=no.such.thing", small=QUICK)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert list(tmp_path.iterdir()) == []

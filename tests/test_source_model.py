@@ -266,3 +266,103 @@ def test_wrappers_are_looked_through() -> None:
     assert unwrap(torch.compile(model, backend="eager")) is model
     assert unwrap(torch.compile(nn.DataParallel(model), backend="eager")) is model
     assert unwrap(model) is model
+
+
+class ByType(nn.Module):
+    """Code that asks for types meets neither the dense layer nor its twin while layers are solved in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.BatchNorm2d(24), nn.ReLU()
+        )
+        self.fc = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.body:
+            if isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.ReLU):
+                x = layer(x)
+        return self.fc(x.mean((2, 3)))
+
+
+class Scaled(nn.BatchNorm2d):
+    """A norm that is called with more than its input."""
+
+    def forward(self, input: Tensor, scale: float = 1.0) -> Tensor:
+        return super().forward(input) * scale
+
+
+def scaled() -> nn.Module:
+    model = Net()
+    model.norm = Scaled(16)
+    return model
+
+
+def test_layers_that_cannot_be_solved_in_turn_are_solved_by_themselves() -> None:
+    batches = [torch.randn(20, 3, 12, 12) for _ in range(2)]
+    for model in (ByType().eval(), scaled().eval()):
+        plan = ranksearch.find_plan(model, batches, 1.2)
+        network = ranksearch.apply(plan, model, batches)
+        with torch.no_grad():
+            error = float((network(batches[0]) - model(batches[0])).norm() / model(batches[0]).norm())
+        assert len(plan) > 0
+        assert error < 0.5
+
+
+def test_what_was_done_to_a_layer_itself_stays_or_leaves_it_dense() -> None:
+    batches = [torch.randn(20, 3, 12, 12)]
+    model = Net().eval()
+    model.plain.gain = 2.0
+    network = ranksearch.apply(PLAN, model, batches)
+    assert network.plain.gain == 2.0
+    patched, biased, owner = Net().eval(), Net().eval(), Net().eval()
+    patched.plain.forward = lambda x: torch.tanh(type(patched.plain).forward(patched.plain, x))
+    prune.random_unstructured(biased.plain, "bias", 0.3)
+    owner.plain.register_buffer("own", torch.ones(3))
+    for model, said in (
+        (patched, "its way of computing was replaced on this very layer"),
+        (biased, "its bias is no parameter but computed by a hook"),
+        (owner, "it holds more than a weight and a bias"),
+    ):
+        assert said in ranksearch.profile_layers(model, batches[0]).skipped["plain"]
+        with pytest.raises(UserError, match=said):
+            ranksearch.apply(PLAN, model, batches)
+
+
+def test_inside_inference_mode_the_network_can_be_trained_all_the_same() -> None:
+    model, batches = Net().eval(), [torch.randn(20, 3, 12, 12)]
+    with torch.inference_mode():
+        network = ranksearch.apply(PLAN, model, batches)
+    network.train()(batches[0]).sum().backward()
+    assert network.plain.module0.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "said"),
+    [
+        (lambda: Net().double(), torch.randn(16, 3, 12, 12), r"cannot run on a tensor \[1, 3, 12, 12\] of float32"),
+        (Net, torch.randn(16, 1, 12, 12), "the model cannot run on a tensor"),
+        (Net, torch.zeros(16, 3, 12, 12, dtype=torch.uint8), "the model cannot run on a tensor .* of uint8"),
+        (lambda: Net().to("meta"), torch.randn(16, 3, 12, 12), "tensors on the meta device have no numbers"),
+        (Net, torch.full((16, 3, 12, 12), float("inf")), "numbers that are not finite: take them out"),
+    ],
+)
+def test_images_that_the_model_cannot_take_are_named(model: Callable[[], nn.Module], images: Tensor, said: str) -> None:
+    network = model().eval()
+    for call in ("find_plan", "apply"):
+        with pytest.raises(UserError, match=said):
+            CALLS[call](network, [images])
+
+
+def test_a_copy_that_still_runs_the_source_is_refused() -> None:
+    class Closing(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.post = lambda x: self.fc(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.post(self.plain(self.stem(x).relu()).mean((2, 3)))
+
+    with pytest.raises(UserError, match=r"a copy of the model still runs 'fc' of the model itself"):
+        ranksearch.apply(PLAN, Closing().eval(), [torch.randn(20, 3, 12, 12)])

@@ -187,3 +187,18 @@ def test_half_a_download_is_refused(old: bool, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"model\.checkpoint="):
             read_checkpoint(str(path), model)
         assert same(model, before)
+
+
+@pytest.mark.parametrize("kind", ["int8", "bool", "complex", "nan"])
+def test_weights_that_are_no_trained_floats_are_refused(kind: str, tmp_path: Path) -> None:
+    model, before = network(), network()
+    changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "int8": lambda value: (value * 100).to(torch.int8),
+        "bool": lambda value: value > 0,
+        "complex": lambda value: value.to(torch.complex64),
+        "nan": lambda value: value * float("nan") if value.is_floating_point() else value,
+    }
+    torch.save({name: changes[kind](value) for name, value in model.state_dict().items()}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"has (torch\.\w+|numbers that are not finite) for '0\.weight': give trained"):
+        read_checkpoint(str(tmp_path / "weights.pt"), model)
+    assert same(model, before)

@@ -48,14 +48,14 @@ def _reason_to_skip(module: nn.Module, positions: int) -> str | None:
     assert isinstance(module, nn.Conv2d | nn.Linear)
     if any(callable(value) and hasattr(type(module), name) for name, value in vars(module).items()):
         return "its way of computing was replaced on this very layer"
-    if module._modules or module._buffers or not set(module._parameters) <= {"weight", "bias"}:
-        return "it holds more than a weight and a bias"
     if module.bias is not None and "bias" not in module._parameters:
         return "its bias is no parameter but computed by a hook, as pruning does"
     if "weight" in module._parameters and module.weight.is_complex():
         return "its weight is complex"
     if "weight" not in module._parameters:
         return "its weight is no parameter but computed by a hook, as pruning does"
+    if module._modules or module._buffers or not set(module._parameters) <= {"weight", "bias"}:
+        return "it holds more than a weight and a bias"
     if positions == 0:
         return "never called for every example, so its weight may be read directly"
     if not describe(module).schemes:

@@ -83,3 +83,30 @@ def test_a_traceback_is_told_without_the_password(tmp_path: Path, monkeypatch: p
     assert done.returncode == 2
     assert SECRET not in done.stdout + done.stderr
     assert found_in(tmp_path) == []
+
+
+def test_a_sweep_over_a_group_is_searched_job_by_job(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "storage").mkdir(parents=True)
+    (tmp_path / "conf" / "storage" / "mine.yaml").write_text(f"_target_: ranksearch.storage.rdb\nurl: {URL}\n")
+    words = ["-m", "--config-dir=conf", "storage=sqlite,mine"]
+    done = call(tmp_path, *words, small=[word for word in QUICK if word != "storage=rdb"])
+    assert done.returncode == 2
+    assert SECRET not in done.stdout + done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["conf"]
+
+
+def test_a_folder_that_only_a_job_can_name_holds_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKSEARCH_STORAGE", URL)
+    monkeypatch.setenv("ALSO", SECRET)
+    done = call(tmp_path, "-m", "hydra.sweep.subdir='${oc.env:ALSO}-${hydra.job.num}'", "seed=0", small=QUICK)
+    assert done.returncode == 2
+    assert SECRET not in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quote_in_a_password_ends_nothing(tmp_path: Path) -> None:
+    word = "storage.url=\"postgresql://u:hu'" + SECRET + '@localhost/db"'
+    done = call(tmp_path, word, small=QUICK)
+    assert done.returncode == 2
+    assert SECRET not in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
