@@ -66,7 +66,7 @@ def test_what_is_no_image_is_named(content: bytes, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".tiff"])
-@pytest.mark.parametrize("share", [0.3, 0.95])
+@pytest.mark.parametrize("share", [0.6, pytest.param(0.95, marks=pytest.mark.slow)])
 def test_a_file_that_was_cut_off_is_named_before_training_and_a_whole_one_is_taken(
     share: float, suffix: str, tmp_path: Path
 ) -> None:

@@ -59,8 +59,17 @@ def test_so_does_the_command_line(name: str, tmp_path: Path) -> None:
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("words", [["seed=-1"], ["constraint.speedup=1000"], ["task=report"], ["task=export"]])
-@pytest.mark.parametrize("where", [".", "results", "results/new"])
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        (".", ["seed=-1"]),
+        (".", ["constraint.speedup=1000"]),
+        ("results", ["task=report"]),
+        ("results", ["constraint.speedup=1000"]),
+        ("results/new", ["task=export"]),
+        ("results/new", ["constraint.speedup=1000"]),
+    ],
+)
 def test_a_refused_run_costs_nobody_a_byte(where: str, words: list[str], tmp_path: Path) -> None:
     (tmp_path / "results" / "old").mkdir(parents=True)
     for name in ("notes.txt", "results/thesis.txt", "results/old/data.txt"):

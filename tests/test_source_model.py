@@ -128,6 +128,8 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "torch.compile": lambda: torch.compile(Net(), backend="eager"),
     "compiled in place": compiled,
 }
+# Those that every call is tried on.
+HARD = ("in mixed modes", "frozen in part, with gradients", "that keeps what it computes", "that merges an adapter")
 PLAN = RankPlan({"plain": LayerChoice(4, "vertical")})
 CALLS: dict[str, Callable[[nn.Module, list[Tensor]], object]] = {
     "find_plan": lambda model, batches: ranksearch.find_plan(model, batches, speedup=1.2),
@@ -169,8 +171,10 @@ def same(one: object, other: object) -> bool:
     return one == other
 
 
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [(kind, call) for kind in KINDS for call in CALLS if kind in HARD or call in ("find_plan", "apply")],
+)
 def test_the_model_is_as_it_was(kind: str, call: str) -> None:
     model = KINDS[kind]()
     dtype = next(model.parameters()).dtype

@@ -74,6 +74,7 @@ class FactorizedLayer(nn.Module):
         "dilation",
         "groups",
         "padding_mode",
+        "_reversed_padding_repeated_twice",
     )
     if TYPE_CHECKING:  # for TorchScript would read annotations of a class as its own
         module0: Layer

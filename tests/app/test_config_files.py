@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import call
 
@@ -51,6 +51,7 @@ def test_so_does_the_command_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["conf"]
 
 
+@settings(max_examples=12)
 @given(st.text("abc=().- ü,:'+!?&@", min_size=1, max_size=12))
 def test_a_path_is_read_or_refused_with_the_quotes_that_it_needs(name: str) -> None:
     parser = OverridesParser.create()
