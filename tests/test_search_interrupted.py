@@ -103,7 +103,7 @@ def test_a_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
-@pytest.mark.parametrize("fault", ["stopped", "held still"])
+@pytest.mark.parametrize("fault", ["stopped", pytest.param("held still", marks=pytest.mark.slow)])
 def test_a_server_that_is_away_in_the_middle_of_a_trial_costs_no_trial(
     problem: Problem, server: Server, fault: str, seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

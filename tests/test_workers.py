@@ -27,9 +27,9 @@ from ranksearch.storage import journal, sqlite
 
 Start = Callable[[str], Server]
 WORKERS = 3
-# The default run kills with a file, joins by a server, and by a journal where a launcher starts the workers.
+# The default run kills with a file, and joins by a journal, where a launcher starts the workers.
 KILLED = ["sqlite", *(pytest.param(storage, marks=pytest.mark.slow) for storage in ("postgresql", "journal", "mysql"))]
-JOINED = ["postgresql", *(pytest.param(storage, marks=pytest.mark.slow) for storage in ("sqlite", "journal", "mysql"))]
+JOINED = [pytest.param(storage, marks=pytest.mark.slow) for storage in ("postgresql", "sqlite", "journal", "mysql")]
 
 
 def kill_at_random(where: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def kill_at_random(where: str, folder: Path, kills: int, seed: int) -> dict[str,
     return found
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 @pytest.mark.parametrize("storage", KILLED)
 def test_processes_killed_at_random_lose_and_double_nothing(
     storage: str, kills: int, tmp_path: Path, start_server: Start
