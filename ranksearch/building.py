@@ -78,7 +78,7 @@ def build(group: str, settings: Any, kind: type[Any] | tuple[type[Any], ...], **
 
 
 def _locate(target: object) -> Any:
-    """What a dotted name stands for; None where it cannot be imported, which is told of when it is called."""
+    """What a dotted name stands for; None where it cannot be imported: the call raises the error."""
     if not isinstance(target, str):
         return None
     try:

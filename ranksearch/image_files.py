@@ -28,7 +28,7 @@ def load_image(path: str | Path) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata, and of sizes that are told of as errors
+            warnings.simplefilter("ignore")  # of metadata, and of sizes that are raised as errors
             with Image.open(path) as image:
                 image.load()
                 return _as_rgb(image, path)

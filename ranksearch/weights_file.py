@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         _require_honest_size(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of formats that are told of below
+            warnings.simplefilter("ignore")  # of formats that raise an error below
             if path.suffix == ".safetensors":
                 return load_file(path)
             content = torch.load(path, map_location="cpu", weights_only=True)

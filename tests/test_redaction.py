@@ -1,4 +1,4 @@
-"""Passwords are seen however an address is written, and hidden wherever one is told."""
+"""Passwords are seen however an address is written, and redacted wherever one is printed."""
 
 from __future__ import annotations
 
