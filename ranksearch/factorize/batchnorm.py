@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch.batches import inputs_of
 from ranksearch.errors import DataError
-from ranksearch.factorize.source_model import untouched, unwrap
+from ranksearch.factorize.source_model import hooked, untouched, unwrap
 
 # Of the move by differences; the rest is plain re-estimation. The first of equals is taken.
 SHARES = (1.0, 0.5, 0.0)
@@ -112,12 +112,8 @@ def inputs_of_norms(model: nn.Module, images: Tensor) -> dict[str, NormStatistic
         return lambda _, args: seen.setdefault(name, []).append(_moments(args[0]))
 
     handles = [norm.register_forward_pre_hook(watch(name)) for name, norm in norms_of(model).items()]
-    try:
-        with untouched(model):
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), untouched(model):
+        model(images)
     return {name: calls[0] for name, calls in seen.items() if len(calls) == 1}
 
 
@@ -181,11 +177,8 @@ def move_in_turn(
     handles = [norm.register_forward_pre_hook(move(name)) for name, norm in norms.items()]
     for name, norm in norms.items():
         set_statistics(norm, stored[name])
-    try:
+    with hooked(handles):
         network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return changed
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from ranksearch.batches import inputs_of, prediction_of
 from ranksearch.errors import PlanError
 from ranksearch.factorize.patches import LARGEST_TO_UNFOLD, PatchMoments, Taps, at_least_float32
-from ranksearch.factorize.source_model import untouched, unwrap
+from ranksearch.factorize.source_model import hooked, untouched, unwrap
 from ranksearch.factorize.statistics import Layer, LayerStatistics, Moments, groups_of
 from ranksearch.plan import SCHEMES, check_scheme
 
@@ -100,16 +98,6 @@ class _Observer:
     def result(self) -> LayerStatistics:
         first, second = self.halves
         return LayerStatistics(self.side, (first, second))
-
-
-@contextmanager
-def hooked(handles: list[RemovableHandle]) -> Iterator[None]:
-    """Take hooks away again at the end of the block."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _layer(model: nn.Module, name: str) -> Layer:

@@ -25,12 +25,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ranksearch.batches import prediction_of
 from ranksearch.factorize.alternating import solve_symmetric
 from ranksearch.factorize.batchnorm import evaluating, move_statistics
-from ranksearch.factorize.calibration import as_rows, hooked, observe_inputs
+from ranksearch.factorize.calibration import as_rows, observe_inputs
 from ranksearch.factorize.decomposition import decompose
 from ranksearch.factorize.factors import Decomposition, grouped_weight
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear
 from ranksearch.factorize.patches import Taps, at_least_float32
-from ranksearch.factorize.source_model import clone, untouched, unwrap
+from ranksearch.factorize.source_model import clone, hooked, untouched, unwrap
 from ranksearch.factorize.statistics import Layer, LayerStatistics
 from ranksearch.factorize.surgery import factorized_like, set_factors
 from ranksearch.plan import LayerChoice, RankPlan

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from ranksearch.errors import UserError, first_line
 
@@ -49,6 +50,16 @@ def require_ready(model: nn.Module) -> None:
             raise UserError(f"{called} is compiled by itself, which hides its layers: compile the finished network")
         if isinstance(module, torch.jit.ScriptModule):
             raise UserError(f"{called} is a TorchScript module, which hides its layers: give the Python module")
+
+
+@contextmanager
+def hooked(handles: list[RemovableHandle]) -> Iterator[None]:
+    """Take hooks away again at the end of the block."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ranksearch.factorize.factorized_layer import FactorizedLayer
 from ranksearch.factorize.factors import Decomposition
 from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear
 from ranksearch.factorize.shapes import describe
-from ranksearch.factorize.source_model import clone, require_ready, unwrap
+from ranksearch.factorize.source_model import clone, hooked, require_ready, unwrap
 from ranksearch.factorize.statistics import Layer
 from ranksearch.plan import FIRST_AXES, LayerChoice, LayerSpec, RankPlan
 
@@ -262,11 +262,8 @@ def require_called(network: nn.Module, plan: RankPlan, example: Tensor, source: 
         module.register_forward_pre_hook(lambda *_, name=name: shared.append(name))
         for name, module in ([] if source is None else unwrap(source).named_modules())
     ]
-    try:
+    with hooked(handles):
         called = dry_run(network, example, watch)
-    finally:
-        for handle in handles:
-            handle.remove()
     if shared:
         raise UserError(
             f"a copy of the model still runs '{shared[0]}' of the model itself, which some function holds: make that a "
