@@ -10,10 +10,11 @@ help: ## say what can be made
 search: .venv ## find latent sizes for a ResNet-20 on real digits, in a few minutes
 	$(BIN)/python -m ranksearch
 
-check: .venv ## lint, format, types, dead code, unused dependencies
+check: .venv ## lint, format, types, layers of imports, dead code, unused dependencies
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/vulture
 	$(BIN)/deptry .
 

@@ -24,15 +24,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from ranksearch.allocation.closed_form import closed_form
+from ranksearch.allocation.decomposed_model import DecomposedModel, decompose_model, hold_out
 from ranksearch.batches import divergence, predict
-from ranksearch.calibrated import Calibrated, decompose_layers, held_back
-from ranksearch.closed_form import closed_form
-from ranksearch.constraint import Constraint
-from ranksearch.cost import MacsCost, NetworkCost
+from ranksearch.cost.base import NetworkCost
+from ranksearch.cost.macs import MacsCost
 from ranksearch.factorize import factorize_sequentially, profile_layers, recalibrate_batchnorm
 from ranksearch.factorize.batchnorm import norms_of, set_statistics
 from ranksearch.plan import RankPlan
-from ranksearch.rules import SpaceSettings, build_space
+from ranksearch.search_space.constraint import Constraint
+from ranksearch.search_space.rules import SpaceSettings, build_space
 
 CALIBRATION, HELD_OUT, BATCH = 128, 100, 16
 # Of the probability that a pixel is text.
@@ -110,18 +111,20 @@ def agreement(predicted: Tensor, dense: Tensor) -> float:
 
 
 @torch.no_grad()
-def decompose(model: nn.Module, images: list[Tensor]) -> Calibrated:
+def decompose(model: nn.Module, images: list[Tensor]) -> DecomposedModel:
     """Decompose all layers, once for all speedups, as `find_plan` does."""
-    comparison, calibration = held_back(images)
+    comparison, calibration = hold_out(images)
     profile = profile_layers(model, images[0][:1])
     dense = MacsCost().network(model, images[0].shape[1:])
     cost = NetworkCost(MacsCost(), dense, {spec.name: spec for spec in profile.layers})
-    return decompose_layers(model, build_space(SpaceSettings(), profile, cost), calibration, comparison, 256)
+    return decompose_model(
+        model, build_space(SpaceSettings(), profile, cost), calibration, comparison, sequential_images=256
+    )
 
 
 @torch.no_grad()
 def compare(
-    layers: Calibrated, held_out: list[Tensor], speedup: float, measure: Callable[[Tensor, Tensor], float]
+    layers: DecomposedModel, held_out: list[Tensor], speedup: float, measure: Callable[[Tensor, Tensor], float]
 ) -> dict[str, Any]:
     """One plan's network with each kind of statistics: the measure, and the divergence, both from the dense network."""
     plan = RankPlan()

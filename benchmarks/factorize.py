@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ranksearch.factorize import collect_statistics, factorize_model, profile_layers
-from ranksearch.factorize.full import TIE_BREAK, decompose_fully
-from ranksearch.factorize.solver import truncation_error
+from ranksearch.factorize.functional import truncation_error
+from ranksearch.factorize.pca import TIE_BREAK, decompose_pca
 from ranksearch.plan import LayerChoice, RankPlan
 
 IMAGES, BATCH = 64, 16
@@ -61,7 +61,7 @@ def whole_network() -> dict[str, float]:
     collecting, statistics = timed(lambda: collect_statistics(model, batches, names, ["full"]), 3)
     layers = {name: model.get_submodule(name) for name in names}
     decomposing, decompositions = timed(
-        lambda: {name: {"full": decompose_fully(layers[name], statistics[name])} for name in names}
+        lambda: {name: {"full": decompose_pca(layers[name], statistics[name])} for name in names}
     )
     plan = RankPlan({spec.name: LayerChoice(spec.whole_groups(spec.break_even_rank() // 2)) for spec in profile.layers})
     building, _ = timed(lambda: factorize_model(model, plan, decompositions), 3)
@@ -134,7 +134,7 @@ def one_layer(name: str, layer: nn.Module, *shape: int) -> dict[str, Any]:
 
     def closed_form() -> list[Any]:
         statistics = collect_statistics(root, [seen], ["0"], ["full"])["0"]
-        decomposition = decompose_fully(layer, statistics, shrinkage=TIE_BREAK)
+        decomposition = decompose_pca(layer, statistics, shrinkage=TIE_BREAK)
         return [decomposition.factors(layer, rank) for rank in ranks]
 
     def alternated() -> list[Any]:

@@ -17,15 +17,15 @@ import torch
 import torchvision
 from torch import nn
 
-from ranksearch.cost import MacsCost, NetworkCost
+from ranksearch.cost.base import NetworkCost
+from ranksearch.cost.latency import Latency, time_side_by_side, with_any_weights
+from ranksearch.cost.macs import MacsCost
 from ranksearch.errors import UserError
 from ranksearch.factorize import factorized_like, profile_layers
-from ranksearch.latency import MeasuredLatency, with_any_weights
-from ranksearch.models import cifar_resnet
+from ranksearch.models.cifar import cifar_resnet
 from ranksearch.plan import RankPlan
-from ranksearch.rules import SpaceSettings, build_space
-from ranksearch.space import SearchSpace
-from ranksearch.wall_clock import time_side_by_side
+from ranksearch.search_space.rules import SpaceSettings, build_space
+from ranksearch.search_space.space import SearchSpace
 
 CPU = torch.device("cpu")
 # Network, height and width of its images, batch sizes.
@@ -52,7 +52,7 @@ def drawn(space: SearchSpace, draw: random.Random, share: float) -> RankPlan:
 def measured(name: str, batch_size: int, plans: int) -> list[dict[str, Any]]:
     """Predicted and measured speedups of a few plans, of layers that can gain time by the table."""
     model, size = network(name), CASES[name][0]
-    shape, settings = (3, size, size), MeasuredLatency(batch_size=batch_size)
+    shape, settings = (3, size, size), Latency(batch_size=batch_size)
     profile = profile_layers(model, torch.empty(1, *shape))
     layers = {spec.name: spec for spec in profile.layers}
     table = settings.measure(model, list(layers.values()), shape, CPU)
@@ -74,8 +74,8 @@ def measured(name: str, batch_size: int, plans: int) -> list[dict[str, Any]]:
                 "batch": batch_size,
                 "layers": what,
                 "factorized": len(plan),
-                "in_macs": macs.dense / macs.of(plan),
-                "predicted": times.dense / times.of(plan),
+                "in_macs": macs.dense / macs.total(plan),
+                "predicted": times.dense / times.total(plan),
                 "measured": clock.speedup,
                 "spread": clock.spread,
             }

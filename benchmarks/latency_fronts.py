@@ -20,11 +20,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ranksearch.cost.latency import Latency, with_any_weights
 from ranksearch.factorize import factorized_like
-from ranksearch.latency import MeasuredLatency, with_any_weights
-from ranksearch.loading import load
+from ranksearch.formats.serialization import load
 from ranksearch.plan import RankPlan
-from ranksearch.timing import Timing, time_calls
+from ranksearch.runtimes.benchmark import Timing, time_calls
 
 
 def main() -> None:
@@ -35,24 +35,24 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=25)
     options = parser.parse_args()
-    device, latency = torch.device("cpu"), MeasuredLatency(batch_size=options.batch_size, repeats=options.repeats)
+    device, latency = torch.device("cpu"), Latency(batch_size=options.batch_size, repeats=options.repeats)
     slow, fast = (json.loads((folder / "front.json").read_text()) for folder in (options.by_macs, options.by_time))
     load(options.by_time / "best")  # which refuses a builder that is not ours
     settings = dict(json.loads((options.by_time / "best" / "plan.json").read_text())["model"])
     builder = cast(Callable[..., nn.Module], locate(settings.pop("_target_")))
     dense = builder(**settings).eval()
-    images = latency.example((options.batch_size, *fast["measured"]["input_shape"]), device)
+    images = latency.runtime.example((options.batch_size, *fast["measured"]["input_shape"]), device)
 
     def network(point: dict[str, Any] | None) -> nn.Module:
         plan = RankPlan() if point is None else RankPlan.from_json(point["plan"])
-        return latency.prepared(with_any_weights(factorized_like(dense, plan)), device)
+        return latency.runtime.prepare(with_any_weights(factorized_like(dense, plan)), device)
 
     for point in sorted(fast["points"], key=lambda point: -point["accuracy"]):
         rivals = [rival for rival in slow["points"] if rival["accuracy"] >= point["accuracy"]]
         rival = min(rivals, key=lambda rival: rival["macs"], default=None)
         networks = [network(None), network(point), *([network(rival)] if rival else [])]
         first, *others = time_calls([lambda n=n: n(images) for n in networks], device, options.repeats)
-        speedups = [Timing.beside(first, samples) for samples in others]
+        speedups = [Timing.ratio(first, samples) for samples in others]
         print(
             f"by time: {point['accuracy']:.2%}, predicted {point['speedup']:.2f}x, measured "
             f"{speedups[0].median:.2f}x +- {speedups[0].spread:.0%}",

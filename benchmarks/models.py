@@ -18,18 +18,17 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch.utils.data import TensorDataset
 from torchvision.models import get_model_weights
 
-from ranksearch.app import CONF, register_schemas
-from ranksearch.building import build_model, rules_of
-from ranksearch.calibrated import decompose_layers
-from ranksearch.config import RunConfig
-from ranksearch.cost import MacsCost, count_macs
-from ranksearch.datasets import Splits
-from ranksearch.problem import describe_space
-from ranksearch.schema import freeze
+from ranksearch.allocation.decomposed_model import decompose_model
+from ranksearch.allocation.lagrangian import allocate
+from ranksearch.cli.compose import CONF, register_schemas
+from ranksearch.cli.config import make_config
+from ranksearch.cli.setup import build_dense_model, space_settings
+from ranksearch.cost.macs import MacsCost, count_macs
+from ranksearch.data.splits import Splits
+from ranksearch.study.context import build_search_space
 
 CPU = torch.device("cpu")
 SIZE, CLASSES, BATCH = 224, 1000, 16
@@ -59,20 +58,19 @@ def look_at(name: str, images: int, speedup: float) -> dict[str, Any]:
         speedup: of the plan, or the highest that the space reaches where that is less.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        plain = OmegaConf.to_container(compose("config", [f"model={name}", "dataset=fake"]), resolve=True)
-    config = freeze(RunConfig, plain)
+        config = make_config(compose("config", [f"model={name}", "dataset=fake"]))
     torch.manual_seed(0)
     examples: Any = TensorDataset(torch.randn(images, 3, SIZE, SIZE), torch.arange(images))
     splits = Splits(examples, examples, examples, num_classes=CLASSES)
-    model = build_model(config, splits)[0].to(memory_format=torch.channels_last).eval()
-    space = describe_space(model, splits, rules_of(config), MacsCost(), CPU)
+    model = build_dense_model(config, splits).network.to(memory_format=torch.channels_last).eval()
+    space = build_search_space(model, splits, space_settings(config), MacsCost(), CPU)
     published = get_model_weights(name).DEFAULT.meta["_ops"]
     start = time.perf_counter()
     shown = [batch.contiguous(memory_format=torch.channels_last) for batch in examples.tensors[0].split(BATCH)]
-    layers = decompose_layers(model, space, shown, [], 0)
+    layers = decompose_model(model, space, shown, [], sequential_images=0)
     seconds = time.perf_counter() - start
     reached = min(speedup, int(space.highest_speedup * 100) / 100)
-    plan = space.allocate(layers.errors, int(space.cost.dense / reached))
+    plan = allocate(space, layers.errors, int(space.cost.dense / reached))
     network = layers.build(plan)
     with torch.no_grad():
         runs = network(shown[0][:2]).shape == (2, CLASSES)
@@ -84,8 +82,8 @@ def look_at(name: str, images: int, speedup: float) -> dict[str, Any]:
         "published (G)": published,
         "off by (%)": 100 * (space.cost.dense / 1e9 / published - 1),
         "calibration (s)": seconds,
-        "speedup": space.cost.dense / space.cost.of(plan),
-        "predicted = measured MACs": space.cost.of(plan) == count_macs(network, (3, SIZE, SIZE)),
+        "speedup": space.cost.dense / space.cost.total(plan),
+        "predicted = measured MACs": space.cost.total(plan) == count_macs(network, (3, SIZE, SIZE)),
         "runs": runs,
         "images": images,
         "threads": torch.get_num_threads(),

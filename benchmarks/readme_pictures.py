@@ -19,11 +19,10 @@ import optuna
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
-from ranksearch.facts import read_facts
-from ranksearch.progress import RunState
-from ranksearch.records import read_trials
+from ranksearch.cli.progress import Progress
+from ranksearch.results.metadata import StudyMetadata, read_metadata
+from ranksearch.results.trials import read_trials
 from ranksearch.storage import sqlite
-from ranksearch.terminal import render
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -37,8 +36,10 @@ def main() -> None:
     folder = options.outputs / options.study
     shutil.copy(folder / "pictures" / "front.svg", DOCS / "front.svg")
     screenshot(folder / "report.html", DOCS / "report.png")
-    study = optuna.load_study(study_name=options.study, storage=sqlite(str(options.outputs / "ranksearch.db")))
-    (DOCS / "live.svg").write_text(live_view(study), encoding="utf-8")
+    storage = sqlite(str(options.outputs / "ranksearch.db"))
+    study = optuna.load_study(study_name=options.study, storage=storage)
+    view = live_view(study, read_metadata(storage, options.study))
+    (DOCS / "live.svg").write_text(view, encoding="utf-8")
 
 
 def screenshot(report: Path, picture: Path) -> None:
@@ -53,15 +54,14 @@ def screenshot(report: Path, picture: Path) -> None:
         browser.close()
 
 
-def live_view(study: optuna.Study) -> str:
+def live_view(study: optuna.Study, metadata: StudyMetadata) -> str:
     """The live view after the study's last trial."""
-    facts, records = read_facts(study), read_trials(study)
+    records = read_trials(study)
     console = Console(record=True, width=100, height=40, file=io.StringIO(), force_terminal=True)
-    fine_tuning = [r.result.seconds["fine_tune"] for r in records if r.result and r.result.seconds.get("fine_tune")]
-    speed = 64 * facts.fine_tune_steps / min(fine_tuning) if fine_tuning else 0.0
-    done = sum(record.finished for record in records)
-    state = RunState("search", done, facts.trials, "trials", "", speed, 0.0, facts, records)
-    console.print(render(state, console))
+    progress = Progress(console)
+    progress.trials(metadata, records[:-1], 64, 0)
+    progress.trial(records[-1], records)
+    console.print(progress)
     drawn = console.export_svg(title="python -m ranksearch")
     return re.sub(r"@font-face \{.*?\}|<!--.*?-->", "", drawn, flags=re.DOTALL)  # which name places elsewhere
 

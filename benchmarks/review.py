@@ -18,12 +18,12 @@ from pathlib import Path
 import optuna
 from playwright.sync_api import sync_playwright
 
-from ranksearch.artifacts import write_artifacts
-from ranksearch.facts import read_facts
-from ranksearch.records import read_trials
-from ranksearch.review.dashboard import DashboardPage
-from ranksearch.review.plan_picture import draw_plan
-from ranksearch.review.report import write_report
+from ranksearch.report.artifacts import write_artifacts
+from ranksearch.report.dashboard import DashboardPage
+from ranksearch.report.html_report import write_report
+from ranksearch.report.static_figures import draw_latent_sizes
+from ranksearch.results.metadata import read_metadata
+from ranksearch.results.trials import read_trials
 from ranksearch.storage import sqlite
 
 
@@ -33,8 +33,9 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("--study", required=True)
     options = parser.parse_args()
-    study = optuna.load_study(study_name=options.study, storage=sqlite(str(options.outputs / "ranksearch.db")))
-    facts, records = read_facts(study), read_trials(study)
+    storage = sqlite(str(options.outputs / "ranksearch.db"))
+    study = optuna.load_study(study_name=options.study, storage=storage)
+    facts, records = read_metadata(storage, options.study), read_trials(study)
     trials = [trial for trial in study.trials if trial.datetime_start and trial.datetime_complete]
     begun, ended = min(t.datetime_start for t in trials), max(t.datetime_complete for t in trials)
     took = (ended - begun).total_seconds()
@@ -44,7 +45,7 @@ def main() -> None:
         done = [record.result for record in records if record.result is not None]
         start = time.perf_counter()
         for result in done:
-            draw_plan(facts, result, folder / "plan.png")
+            draw_latent_sizes(facts, 0, result).savefig(folder / "plan.png", dpi=90)
         pictures = time.perf_counter() - start
         print(f"pictures of {len(done)} trials: {pictures:.2f} s, {1e3 * pictures / max(len(done), 1):.0f} ms each")
         start = time.perf_counter()

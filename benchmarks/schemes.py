@@ -29,9 +29,10 @@ import torch
 from schemes_picture import picture
 from torch import Tensor, nn
 
+from ranksearch.allocation.closed_form import COMPARED_ON, choose, propose
 from ranksearch.batches import predict
-from ranksearch.closed_form import COMPARED_ON, choose, propose
-from ranksearch.cost import MacsCost, NetworkCost, count_macs
+from ranksearch.cost.base import NetworkCost
+from ranksearch.cost.macs import MacsCost, count_macs
 from ranksearch.factorize import (
     collect_statistics,
     decompose_schemes,
@@ -40,10 +41,11 @@ from ranksearch.factorize import (
     profile_layers,
     recalibrate_batchnorm,
 )
-from ranksearch.models import CifarResNet
+from ranksearch.models.cifar import CifarResNet
 from ranksearch.plan import RankPlan
-from ranksearch.rules import Rule, SpaceSettings, build_space
-from ranksearch.training import Recipe, evaluate, train
+from ranksearch.search_space.rules import Rule, SpaceSettings, build_space
+from ranksearch.training.loop import evaluate, train
+from ranksearch.training.recipe import Recipe
 
 SETS = {
     "full only": ["full"],
@@ -199,7 +201,7 @@ def accuracies(name: str, seed: int, model: nn.Module, data: Data, options: argp
             "seed": seed,
             "accuracy": reached[plan, steps, solved],
             "dense": dense,
-            "macs": cost.of(plan) / cost.dense,
+            "macs": cost.total(plan) / cost.dense,
         }
         with log.open("a") as file:
             file.write(json.dumps(found) + "\n")

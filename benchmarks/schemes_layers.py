@@ -15,8 +15,8 @@ from ranksearch.factorize import (
     collect_statistics,
     decompose_schemes,
 )
+from ranksearch.factorize.functional import truncation_error
 from ranksearch.factorize.shapes import describe
-from ranksearch.factorize.solver import truncation_error
 
 STEPS, RATES = 250, (3e-3, 1e-2, 3e-2)
 PREDICTED = (0.03, 0.07, 0.12, 0.19, 0.28, 0.42, 0.6, 0.78, 0.93)

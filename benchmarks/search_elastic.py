@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ranksearch.datasets import endless_batches
+from ranksearch.data.loaders import endless_batches
 from ranksearch.factorize import factorized_like, recalibrate_batchnorm
 from ranksearch.plan import RankPlan
-from ranksearch.problem import Problem
-from ranksearch.training import Recipe, train
+from ranksearch.study.context import SearchContext
+from ranksearch.training.loop import train
+from ranksearch.training.recipe import Recipe
 
 
 class ElasticNetwork(nn.Module):
@@ -26,7 +27,7 @@ class ElasticNetwork(nn.Module):
         problem: gives the dense network and the factors at the largest latent sizes, which all smaller ones share.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: SearchContext) -> None:
         super().__init__()
         self._problem, self._plan = (problem,), RankPlan({})  # a tuple, so that the dense network is no submodule
         tensors = {name: value.detach().clone() for name, value in problem.model.named_parameters()}
@@ -73,7 +74,7 @@ class ElasticNetwork(nn.Module):
         return network.eval()
 
 
-def fine_tuned(problem: Problem, plans: Iterator[RankPlan], recipe: Recipe) -> ElasticNetwork:
+def fine_tuned(problem: SearchContext, plans: Iterator[RankPlan], recipe: Recipe) -> ElasticNetwork:
     """The elastic network after a recipe's steps, each with the next plan."""
     elastic = ElasticNetwork(problem)
     elastic.follow(plans)

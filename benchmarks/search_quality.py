@@ -30,20 +30,23 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ranksearch.closed_form import closed_form
-from ranksearch.cost import MacsCost
-from ranksearch.datasets import Splits
-from ranksearch.guided import GuidedSampler
+from ranksearch.allocation.closed_form import closed_form
+from ranksearch.allocation.lagrangian import allocate
+from ranksearch.allocation.sensitivity import Fisher, Mixture, Probes, Proxy, Relative
+from ranksearch.cost.macs import MacsCost
+from ranksearch.data.splits import Splits
 from ranksearch.plan import RankPlan
-from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
-from ranksearch.proxies import Fisher, Mixture, Probes, Proxy, Relative, weighed
-from ranksearch.records import TrialRecord, read_trials
-from ranksearch.rules import Rule, SpaceSettings
-from ranksearch.search import queue_closed_form, run_trials
+from ranksearch.results.trials import TrialRecord, read_trials
+from ranksearch.samplers.thompson import ThompsonSampler
+from ranksearch.search_space.rules import Rule, SpaceSettings
 from ranksearch.storage import sqlite
-from ranksearch.study import StudySettings, open_study
-from ranksearch.training import Recipe, evaluate
-from ranksearch.trial import evaluate_plan
+from ranksearch.study.context import SearchContext, SearchInputs, build_context, build_search_space
+from ranksearch.study.create import open_study
+from ranksearch.study.evaluate import evaluate_plan
+from ranksearch.study.loop import enqueue_closed_form, run_trials
+from ranksearch.study.settings import CalibrationSettings, StudySettings
+from ranksearch.training.loop import evaluate
+from ranksearch.training.recipe import Recipe
 
 CPU = torch.device("cpu")
 BUDGETS = (0.5, 0.3, 0.2, 0.125)
@@ -57,7 +60,7 @@ SEARCHES: dict[str, tuple[Callable[[int], BaseSampler], int]] = {
     "TPE from the closed form": (lambda seed: TPESampler(seed=seed), 8),
     "NSGA-II": (lambda seed: NSGAIISampler(seed=seed, population_size=20), 0),
     "GP": (lambda seed: GPSampler(seed=seed), 0),
-    "guided": (lambda seed: GuidedSampler(seed), 8),
+    "guided": (lambda seed: ThompsonSampler(seed), 8),
 }
 RULES = ("one ratio", "energy threshold", "ALDS-like", "AIMET-like")
 # The plan of least total error, errors weighed by every proxy; the closed form compares a few more by the first.
@@ -84,12 +87,12 @@ def splits(data: schemes.Data, folder: Path) -> Splits:
     )
 
 
-def problem_of(model: nn.Module, data: Splits, kinds: str, seed: int, steps: int) -> Problem:
+def problem_of(model: nn.Module, data: Splits, kinds: str, seed: int, steps: int) -> SearchContext:
     """The search from half the MACs down."""
     settings = SpaceSettings(default=Rule(schemes=KINDS[kinds]))
-    space = describe_space(model, data, settings, MacsCost(), CPU)
+    space = build_search_space(model, data, settings, MacsCost(), CPU)
     budget = int(BUDGETS[0] * space.cost.dense)
-    return calibrate(model, data, space, CalibrationSettings(), budget, recipe(steps), seed, CPU)
+    return build_context(SearchInputs(model, data, space, budget, recipe(steps), seed, CPU), CalibrationSettings())
 
 
 def recipe(steps: int) -> Recipe:
@@ -105,7 +108,7 @@ class Figures:
         rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         self.known = {row.pop("key"): row for row in rows}
 
-    def of(self, problem: Problem, plan: RankPlan, seed: int, steps: int) -> dict[str, float]:
+    def of(self, problem: SearchContext, plan: RankPlan, seed: int, steps: int) -> dict[str, float]:
         """Accuracy on the test images and loss on the validation images after so many steps."""
         key = json.dumps([seed, steps, plan.to_json()], sort_keys=True)
         if key not in self.known:
@@ -137,19 +140,20 @@ def best_within(records: Sequence[TrialRecord], budget: float) -> dict[str, Any]
     return {"plan": picked.plan, "least_loss": min(result.loss for result in fitting)}
 
 
-def contest(name: str, kinds: str, seed: int, problem: Problem, options: argparse.Namespace) -> list[dict[str, Any]]:
+def contest(
+    name: str, kinds: str, seed: int, problem: SearchContext, options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """Plans of every budget after every number of trials, and hypervolumes."""
     dense = problem.space.cost.dense
     found: list[dict[str, Any]] = []
     if name in SEARCHES:
         sampler, first = SEARCHES[name]
-        study = open_study(
-            f"{seed} {kinds} {name} {options.steps}", sqlite(str(options.outputs / "studies.db")), {"seed": seed}
-        )
+        storage = sqlite(str(options.outputs / "studies.db"))
+        study = open_study(f"{seed} {kinds} {name} {options.steps}", storage, {"seed": seed})
         counts = [count for count in options.trials if count > 0]
         start, before = time.perf_counter(), len(study.trials)
         settings = StudySettings(study.study_name, max(counts), first)
-        queue_closed_form(study, problem, settings)
+        enqueue_closed_form(study, storage, problem, settings)
         run_trials(study, problem, settings, sampler(1000 * seed + before), lambda record: None)
         seconds = time.perf_counter() - start
         if before < max(counts):
@@ -162,16 +166,16 @@ def contest(name: str, kinds: str, seed: int, problem: Problem, options: argpars
         return found
     trials, budgets = 0, [int(share * dense) for share in BUDGETS]
     if name in PROXIES:
-        harms = weighed(problem.errors, PROXIES[name].weights(problem))
-        plans = [problem.space.allocate(harms, budget) for budget in budgets]
+        weighted = problem.weighted(PROXIES[name].weights(problem))
+        plans = [allocate(problem.space, weighted.weighted_errors, budget) for budget in budgets]
     elif name == "closed form":
         plans = closed_form(problem, budgets)
     elif name == "AIMET-like":
         losses, trials = search_rivals.alone(problem)
         plans = [search_rivals.equal_loss(problem, losses, budget) for budget in budgets]
     else:
-        allocate = search_rivals.allocators(problem)[name]
-        plans = [allocate(budget) for budget in budgets]
+        rule = search_rivals.allocators(problem)[name]
+        plans = [rule(budget) for budget in budgets]
     return [{"trials": trials, "share": share, "plan": plan} for share, plan in zip(BUDGETS, plans, strict=True)]
 
 

@@ -68,11 +68,11 @@ def table(rows: Sequence[Row]) -> dict[str, float]:
                         if values:
                             means[f"{kinds},{name},{trials},{share:g},{steps},{what}"] = round(mean(values), 4)
                     print(f"{name:32}{trials:>7}{cells}")
-        volumes = [row for row in rows if row["kinds"] == kinds and "hypervolume" in row]
-        if volumes:
+        hypervolume_history = [row for row in rows if row["kinds"] == kinds and "hypervolume" in row]
+        if hypervolume_history:
             print(f"\n{kinds}, hypervolume of validation accuracy over log MACs (1 is perfect)")
-        for name, trials in _contestants(volumes):
-            values = [row["hypervolume"] for row in _where(volumes, name=name, trials=trials)]
+        for name, trials in _contestants(hypervolume_history):
+            values = [row["hypervolume"] for row in _where(hypervolume_history, name=name, trials=trials)]
             means[f"{kinds},{name},{trials},hypervolume"] = round(mean(values), 5)
             print(f"{name:32}{trials:>7}{mean(values):>9.4f} +-{pstdev(values):.4f}, {len(values)} seeds")
     return means

@@ -9,16 +9,16 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ranksearch.allocation import OptionTable
+from ranksearch.allocation.lagrangian import RankAllocator, layer_options
 from ranksearch.plan import FIRST_AXES, LayerChoice, RankPlan
-from ranksearch.problem import Problem
-from ranksearch.training import evaluate
+from ranksearch.study.context import SearchContext
+from ranksearch.training.loop import evaluate
 
 # Layer name -> option -> how much it is feared to lose; dense loses nothing.
 Losses = Mapping[str, Mapping[LayerChoice | None, float]]
 
 
-def one_ratio(problem: Problem, budget: int) -> RankPlan:
+def one_ratio(problem: SearchContext, budget: int) -> RankPlan:
     """The same share of its largest latent size for every layer (Composer's factorize, plain SVD tools)."""
     space = problem.space
     largest = {name: value for layer in space.layers for name, value in layer.values(None).items()}
@@ -27,9 +27,9 @@ def one_ratio(problem: Problem, budget: int) -> RankPlan:
     return space.plan(space.shrink(largest, budget))
 
 
-def equal_loss(problem: Problem, losses: Losses, budget: int) -> RankPlan:
+def equal_loss(problem: SearchContext, losses: Losses, budget: int) -> RankPlan:
     """Every layer's cheapest option that loses no more than one threshold, the lowest that the budget allows."""
-    table = OptionTable.of(problem.space.options(problem.errors))
+    table = RankAllocator.from_options(layer_options(problem.space, problem.errors))
     feared = [
         [losses[name][choice] for choice in choices] for name, choices in zip(table.names, table.choices, strict=True)
     ]
@@ -48,11 +48,11 @@ def equal_loss(problem: Problem, losses: Losses, budget: int) -> RankPlan:
     low, high = 0, len(levels) - 1
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if problem.space.cost.of(plan(levels[middle])) <= budget else (middle + 1, high)
+        low, high = (low, middle) if problem.space.cost.total(plan(levels[middle])) <= budget else (middle + 1, high)
     return plan(levels[low])
 
 
-def energy(problem: Problem) -> Losses:
+def energy(problem: SearchContext) -> Losses:
     """The share of its outputs' variance that a layer loses: one energy threshold for all."""
     return {
         layer.spec.name: {
@@ -63,7 +63,7 @@ def energy(problem: Problem) -> Losses:
     }
 
 
-def spectral(problem: Problem) -> Losses:
+def spectral(problem: SearchContext) -> Losses:
     """The largest relative error of a layer's weight, by its singular values (ALDS; Liebenwein et al., 2021)."""
     losses: dict[str, dict[LayerChoice | None, float]] = {}
     for layer in problem.space.layers:
@@ -85,7 +85,7 @@ def spectral(problem: Problem) -> Losses:
     return losses
 
 
-def alone(problem: Problem, ratios: int = 9) -> tuple[Losses, int]:
+def exclusive(problem: SearchContext, ratios: int = 9) -> tuple[Losses, int]:
     """The accuracy that a layer costs when it alone is factorized (AIMET's greedy selection), and evaluations."""
     losses: dict[str, dict[LayerChoice | None, float]] = {}
     evaluations = 0
@@ -105,7 +105,7 @@ def alone(problem: Problem, ratios: int = 9) -> tuple[Losses, int]:
     return losses, evaluations
 
 
-def allocators(problem: Problem) -> dict[str, Callable[[int], RankPlan]]:
+def allocators(problem: SearchContext) -> dict[str, Callable[[int], RankPlan]]:
     """Name -> plan of a budget, of those that need no evaluation."""
     by_energy, by_spectrum = energy(problem), spectral(problem)
     return {

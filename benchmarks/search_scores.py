@@ -30,14 +30,14 @@ import search_rivals
 import torch
 from torch import nn
 
-from ranksearch.allocation import OptionTable
+from ranksearch.allocation.lagrangian import RankAllocator, allocate, layer_options
 from ranksearch.batches import divergence, predict
-from ranksearch.datasets import batches, endless_batches
-from ranksearch.experience import Options
+from ranksearch.data.loaders import batches, endless_batches
 from ranksearch.factorize import FactorizedConv2d, FactorizedLinear
 from ranksearch.plan import SCHEMES, RankPlan
-from ranksearch.problem import Problem
-from ranksearch.training import evaluate, train
+from ranksearch.samplers.history import OptionGrid
+from ranksearch.study.context import SearchContext
+from ranksearch.training.loop import evaluate, train
 
 Row = dict[str, Any]
 # Steps and learning rates of fine-tunings that a trial could afford.
@@ -47,30 +47,30 @@ WARM = 10  # steps of a trial that starts from a finished one
 
 
 def drawn(
-    problem: Problem, share: float, spreads: Iterator[float], generator: np.random.Generator
+    problem: SearchContext, share: float, spreads: Iterator[float], generator: np.random.Generator
 ) -> Iterator[RankPlan]:
     """Plans of least weighted error, for weights of layers and schemes drawn around one."""
-    options = Options.of(problem.space, problem.errors, problem.budget)
+    options = OptionGrid.from_space(problem.space, problem.errors, problem.budget)
     for spread in spreads:
         weights = spread * generator.standard_normal(len(options.table.names) + len(SCHEMES))
         budget = options.rest(share * problem.space.cost.dense)
         yield options.table.plan(options.table.best(budget, options.weighed(weights, 1.0)))
 
 
-def near(problem: Problem, share: float, count: int, seed: int) -> list[RankPlan]:
+def near(problem: SearchContext, share: float, count: int, seed: int) -> list[RankPlan]:
     """So many plans around the closed form's, which is the first."""
     spreads = itertools.chain([0.0], np.linspace(0.3, 1.2, 10 * count))
     plans = drawn(problem, share, spreads, np.random.default_rng(seed))
     return list(itertools.islice(dict.fromkeys(plans), count))
 
 
-def far(problem: Problem, share: float, count: int, seed: int) -> list[RankPlan]:
+def far(problem: SearchContext, share: float, count: int, seed: int) -> list[RankPlan]:
     """The rules' plans, those of fewer schemes, and random ones brought down to the budget."""
     space, budget = problem.space, int(share * problem.space.cost.dense)
-    plans = [allocate(budget) for allocate in search_rivals.allocators(problem).values()]
-    plans.append(space.allocate(problem.errors, budget))
-    plans += [space.restricted([scheme]).allocate(problem.errors, budget) for scheme in SCHEMES]
-    generator, table = np.random.default_rng(seed), OptionTable.of(space.options(problem.errors))
+    plans = [rule(budget) for rule in search_rivals.allocators(problem).values()]
+    plans.append(allocate(space, problem.errors, budget))
+    plans += [allocate(space.restricted([scheme]), problem.errors, budget) for scheme in SCHEMES]
+    generator, table = np.random.default_rng(seed), RankAllocator.from_options(layer_options(space, problem.errors))
     sizes = np.isfinite(table.errors).sum(1)
     while len(dict.fromkeys(plans)) < count:
         random = table.plan(generator.integers(sizes))
@@ -81,7 +81,7 @@ def far(problem: Problem, share: float, count: int, seed: int) -> list[RankPlan]
 class Judge:
     """Scores networks of one problem; higher is better."""
 
-    def __init__(self, problem: Problem, data: schemes.Data) -> None:
+    def __init__(self, problem: SearchContext, data: schemes.Data) -> None:
         self.problem = problem
         end = len(data.images) - schemes.HELD_OUT
         held_out = torch.utils.data.TensorDataset(data.images[end:], data.labels[end:])
@@ -106,10 +106,10 @@ class Judge:
         return {"end: accuracy": found.accuracy, "end: loss": -found.loss}
 
 
-def fine_tune(problem: Problem, network: nn.Module, steps: int, rate: float = RATE) -> nn.Module:
+def fine_tune(problem: SearchContext, network: nn.Module, steps: int, rate: float = RATE) -> nn.Module:
     """Train a network as a trial does, in place."""
     torch.manual_seed(problem.seed)
-    recipe = replace(problem.fine_tuning, steps=steps, learning_rate=rate)
+    recipe = replace(problem.fine_tuner, steps=steps, learning_rate=rate)
     data = endless_batches(problem.splits.train, recipe.batch_size, problem.device, problem.seed)
     train(network, data, recipe, teacher=problem.model)
     return network
@@ -146,7 +146,7 @@ def distance(first: RankPlan, second: RankPlan) -> float:
     return total
 
 
-def own_scores(problem: Problem, judge: Judge, plan: RankPlan, long: int) -> Row:
+def own_scores(problem: SearchContext, judge: Judge, plan: RankPlan, long: int) -> Row:
     """What a plan's own network says, without and with fine-tuning, and how it ends."""
     row: Row = {
         "expected error": -sum(problem.errors[name][choice.scheme][choice.latent_size] for name, choice in plan)
@@ -158,7 +158,7 @@ def own_scores(problem: Problem, judge: Judge, plan: RankPlan, long: int) -> Row
     return row | judge.end(fine_tune(problem, problem.build(plan), long))
 
 
-def warm_scores(problem: Problem, judge: Judge, plans: list[RankPlan]) -> list[Row]:
+def warm_scores(problem: SearchContext, judge: Judge, plans: list[RankPlan]) -> list[Row]:
     """Every trial starts from the most similar finished one, the first from its own factors."""
     finished: dict[RankPlan, nn.Module] = {}
     rows = []
@@ -171,7 +171,7 @@ def warm_scores(problem: Problem, judge: Judge, plans: list[RankPlan]) -> list[R
     return rows
 
 
-def elastic_scores(problem: Problem, judge: Judge, plans: list[RankPlan], steps: int, seed: int) -> list[Row]:
+def elastic_scores(problem: SearchContext, judge: Judge, plans: list[RankPlan], steps: int, seed: int) -> list[Row]:
     """One network fine-tuned for all, scored without a step of the plan's own and after a few."""
     generator = np.random.default_rng((seed, 1))
 
@@ -182,7 +182,7 @@ def elastic_scores(problem: Problem, judge: Judge, plans: list[RankPlan], steps:
             yield from drawn(problem, share, [float(generator.uniform(0, 1.2))], generator)
 
     elastic = search_elastic.fine_tuned(
-        problem, endless(), replace(problem.fine_tuning, steps=steps, learning_rate=RATE)
+        problem, endless(), replace(problem.fine_tuner, steps=steps, learning_rate=RATE)
     )
     rows = []
     for plan in plans:
@@ -232,7 +232,7 @@ def report(found: dict[tuple[str, str], list[float]]) -> dict[str, float]:
 
 
 def measured(
-    problem: Problem, judge: Judge, kept: Kept, options: argparse.Namespace, seed: int
+    problem: SearchContext, judge: Judge, kept: Kept, options: argparse.Namespace, seed: int
 ) -> dict[tuple[str, str], float]:
     """The correlation of every score with the end, over the plans of one network."""
     what = [options.network, seed, options.share]

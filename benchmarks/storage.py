@@ -24,26 +24,28 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch, whose threads would not sur
 import optuna
 import torch
 
-from ranksearch import search
-from ranksearch.constraint import Constraint
-from ranksearch.cost import MacsCost, NetworkCost
+from ranksearch.cost.base import NetworkCost
+from ranksearch.cost.macs import MacsCost
 from ranksearch.factorize import profile_layers
-from ranksearch.guided import GuidedSampler
-from ranksearch.models import cifar_resnet
+from ranksearch.models.cifar import cifar_resnet
 from ranksearch.plan import RankPlan
-from ranksearch.problem import Problem
-from ranksearch.rules import SpaceSettings, build_space
-from ranksearch.search import run_trials
+from ranksearch.results.trials import TrialResult
+from ranksearch.samplers.thompson import ThompsonSampler
+from ranksearch.search_space.constraint import Constraint
+from ranksearch.search_space.rules import SpaceSettings, build_space
 from ranksearch.storage import journal, rdb, sqlite
-from ranksearch.study import StudySettings, open_study
-from ranksearch.training import Recipe
-from ranksearch.trial import TrialResult
+from ranksearch.study import loop
+from ranksearch.study.context import SearchContext
+from ranksearch.study.create import open_study
+from ranksearch.study.loop import run_trials
+from ranksearch.study.settings import StudySettings
+from ranksearch.training.recipe import Recipe
 
 SHAPE = (3, 32, 32)
 SPREAD = 0.15  # of the logarithm of a trial's seconds
 
 
-def describe(depth: int) -> Problem:
+def describe(depth: int) -> SearchContext:
     """A search over a ResNet's layers, with errors that fall exponentially with the rank."""
     model = cifar_resnet(depth, 10)
     profile = profile_layers(model, torch.empty(1, *SHAPE))
@@ -60,15 +62,18 @@ def describe(depth: int) -> Problem:
     }
     budget = Constraint(1.5).budget(space)
     return cast(
-        Problem, SimpleNamespace(space=space, harms=errors, errors=errors, budget=budget, fine_tuning=Recipe(60))
+        SearchContext,
+        SimpleNamespace(space=space, weighted_errors=errors, errors=errors, budget=budget, fine_tuner=Recipe(60)),
     )
 
 
-def work(problem: Problem, options: argparse.Namespace, folder: Path, number: int) -> None:
+def work(problem: SearchContext, options: argparse.Namespace, folder: Path, number: int) -> None:
     """One worker: a search whose trials sleep."""
     spent, draw = {"trials": 0.0, "sampler": 0.0}, random.Random(number)
 
-    def sleep(problem: Problem, plan: RankPlan, recipe: Recipe, rungs: Any, on_rung: Any) -> tuple[None, TrialResult]:
+    def sleep(
+        problem: SearchContext, plan: RankPlan, recipe: Recipe, *, rungs: Any, on_rung: Any
+    ) -> tuple[None, TrialResult]:
         errors = [problem.errors[name][choice.scheme][choice.latent_size] for name, choice in plan]
         accuracy = 0.93 - 0.1 * sum(errors) / len(errors) + draw.gauss(0, 0.002)
         seconds = options.seconds * math.exp(draw.gauss(0, SPREAD))
@@ -78,25 +83,25 @@ def work(problem: Problem, options: argparse.Namespace, folder: Path, number: in
             spent["trials"] += time.perf_counter() - start
             if step is not None:
                 on_rung(step, accuracy)
-        cost = problem.space.cost.of(plan)
+        cost = problem.space.cost.total(plan)
         speedup = problem.space.cost.dense / cost
         return None, TrialResult(plan, cost, speedup, cost, 1, accuracy, accuracy, 1 - accuracy, {"fine_tune": seconds})
 
-    propose = GuidedSampler.propose
+    propose = ThompsonSampler.propose
 
-    def timed(self: GuidedSampler, *known: Any) -> Any:
+    def timed(self: ThompsonSampler, *known: Any) -> Any:
         start = time.perf_counter()
         found = propose(self, *known)
         spent["sampler"] += time.perf_counter() - start
         return found
 
-    vars(search)["evaluate_plan"] = sleep
-    GuidedSampler.propose = timed
+    vars(loop)["evaluate_plan"] = sleep
+    ThompsonSampler.propose = timed
     build = {"sqlite": sqlite, "journal": journal}.get(options.storage)
     storage = build(str(folder / "studies")) if build else rdb(os.environ["RANKSEARCH_STORAGE"])
     study = open_study(options.name, storage, {})
     start, cpu = time.perf_counter(), time.process_time()
-    run_trials(study, problem, StudySettings(options.name, options.trials), GuidedSampler(), lambda record: None)
+    run_trials(study, problem, StudySettings(options.name, options.trials), ThompsonSampler(), lambda record: None)
     figures = {**spent, "all": time.perf_counter() - start, "cpu": time.process_time() - cpu}
     (folder / f"{number}.json").write_text(json.dumps(figures))
 

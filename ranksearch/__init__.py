@@ -1,23 +1,19 @@
 """ranksearch finds the latent size of every layer of a trained network."""
 
-from __future__ import annotations
-
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ranksearch import _deprecated
+from ranksearch._lazy import lazy_names
+
 if TYPE_CHECKING:
-    from ranksearch.applying import apply
+    from ranksearch.allocation.api import apply_plan, find_plan
     from ranksearch.errors import DataError, PlanError, UserError
-    from ranksearch.factorize import (
-        collect_statistics,
-        decompose,
-        decompose_schemes,
-        factorize_model,
-        profile_layers,
-    )
-    from ranksearch.loading import load
+    from ranksearch.factorize.calibration import collect_statistics
+    from ranksearch.factorize.decomposition import decompose, decompose_schemes
+    from ranksearch.factorize.surgery import factorize_model
+    from ranksearch.factorize.trace import profile_layers
+    from ranksearch.formats.serialization import load
     from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
-    from ranksearch.planning import find_plan
 
 __all__ = [
     "DataError",
@@ -26,7 +22,7 @@ __all__ = [
     "PlanError",
     "RankPlan",
     "UserError",
-    "apply",
+    "apply_plan",
     "collect_statistics",
     "decompose",
     "decompose_schemes",
@@ -37,30 +33,19 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Public name -> the module that has it, which is imported when the name is first asked for (PEP 562).
 _HOMES = {
-    "DataError": "ranksearch.errors",
-    "LayerChoice": "ranksearch.plan",
-    "LayerSpec": "ranksearch.plan",
-    "PlanError": "ranksearch.errors",
-    "RankPlan": "ranksearch.plan",
-    "UserError": "ranksearch.errors",
-    "apply": "ranksearch.applying",
-    "collect_statistics": "ranksearch.factorize",
-    "decompose": "ranksearch.factorize",
-    "decompose_schemes": "ranksearch.factorize",
-    "factorize_model": "ranksearch.factorize",
-    "find_plan": "ranksearch.planning",
-    "load": "ranksearch.loading",
-    "profile_layers": "ranksearch.factorize",
+    "errors": ("DataError", "PlanError", "UserError"),
+    "plan": ("LayerChoice", "LayerSpec", "RankPlan"),
+    "allocation.api": ("apply_plan", "find_plan"),
+    "factorize": ("collect_statistics", "decompose", "decompose_schemes", "factorize_model", "profile_layers"),
+    "formats.serialization": ("load",),
 }
+_get, __dir__ = lazy_names(__name__, {name: f"ranksearch.{home}" for home, names in _HOMES.items() for name in names})
+_deprecated.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'ranksearch' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    if name == "apply":
+        _deprecated.warn("ranksearch.apply", "ranksearch.apply_plan")
+        name = "apply_plan"
+    return _get(name)

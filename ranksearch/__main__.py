@@ -1,6 +1,4 @@
-"""`python -m ranksearch`, and the console script of that name."""
-
-from __future__ import annotations
+"""Entry point of `python -m ranksearch` and of the console script of that name."""
 
 import os
 import signal
@@ -9,11 +7,11 @@ from collections.abc import Callable
 
 
 def _imported() -> Callable[[], None]:
-    """The command line; Ctrl-C ends the process with 130 and no traceback while torch is still being imported."""
+    """Import the command line; until torch is imported, Ctrl-C ends the process with 130 and no traceback."""
     alone = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, lambda *_: os._exit(130)) if alone else None
     try:
-        from ranksearch.app import main as command
+        from ranksearch.cli.main import main as command
     finally:
         if alone:
             signal.signal(signal.SIGINT, before)

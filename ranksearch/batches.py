@@ -1,6 +1,4 @@
-"""What callers give as batches, and what models answer with, as the tensors that the library works on."""
-
-from __future__ import annotations
+"""Extraction of tensors from batches of data and from model outputs."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,70 +6,71 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ranksearch.errors import DataError, UserError, first_line, shorten
 
-# Entries of a structured answer that are taken before all others.
+# Keys of a structured model output that take precedence over all others.
 PREDICTIONS = ("logits", "out", "output", "outputs")
 
 
-def inputs_of(batches: Iterable[Any]) -> Iterator[Tensor]:
-    """The inputs of batches, one after another.
+def iterate_inputs(batches: Iterable[Any]) -> Iterator[Tensor]:
+    """Iterate over the inputs of batches.
 
     Args:
-        batches: tensors `[B, ...]`, or pairs whose first entry is one, as a `DataLoader` of (image, label) gives
-            them; a single tensor is one batch.
+        batches: tensors `[B, ...]`, or tuples or lists that begin with one, as from a `DataLoader` of (image, label);
+            a single tensor is one batch.
 
     Raises:
-        DataError: a batch is something else.
+        DataError: the batches are not iterable, or a batch contains no such tensor.
     """
     if isinstance(batches, Tensor):
         batches = [batches]
     if not isinstance(batches, Iterable):
-        raise DataError(f"batches of type {type(batches).__name__} cannot be gone through: give a list or a DataLoader")
+        raise DataError(f"batches of type {type(batches).__name__} are not iterable: give a list or a DataLoader")
     for index, batch in enumerate(batches):
         first = batch[0] if isinstance(batch, list | tuple) and batch else batch
         if not isinstance(first, Tensor) or first.ndim == 0:
-            raise DataError(f"batch {index} is {_said(batch)}: give a tensor [B, ...], or a tuple that begins with one")
+            raise DataError(f"batch {index} is {_kind(batch)}: give a tensor [B, ...], or a tuple that begins with one")
         yield first
 
 
-def all_inputs(batches: Iterable[Any], fewest: int, purpose: str) -> list[Tensor]:
-    """The inputs of all batches, as a list, checked.
+def collect_inputs(batches: Iterable[Any], fewest: int, purpose: str) -> list[Tensor]:
+    """Return the inputs of all non-empty batches as a list, checked for number, shape and finite values.
 
     Args:
-        batches: see `inputs_of`.
-        fewest: examples that there must be in all.
-        purpose: of them, for the error.
+        batches: see `iterate_inputs`.
+        fewest: minimum number of examples in total.
+        purpose: what the examples are for, as a verb phrase in the error message.
 
     Raises:
-        DataError: they are too few, or of unequal shapes.
+        DataError: the examples are too few, not finite, or of different shapes.
     """
-    found = [batch for batch in inputs_of(batches) if len(batch)]
-    count = sum(map(len, found))
+    inputs = [batch for batch in iterate_inputs(batches) if len(batch)]
+    count = sum(map(len, inputs))
     if count < fewest:
-        raise DataError(f"{count} images are too few to {purpose}: give {fewest} or more, better hundreds")
-    if not all(bool(torch.isfinite(batch).all()) for batch in found if batch.is_floating_point()):
-        raise DataError("the images have numbers that are not finite: take them out")
-    shapes = list(dict.fromkeys(tuple(batch.shape[1:]) for batch in found))
+        raise DataError(f"{count} images are too few to {purpose}: give {fewest} or more, preferably hundreds")
+    if not all(bool(torch.isfinite(batch).all()) for batch in inputs if batch.is_floating_point()):
+        raise DataError("the images have values that are not finite: remove them")
+    shapes = list(dict.fromkeys(tuple(batch.shape[1:]) for batch in inputs))
     if len(shapes) > 1:
-        raise DataError(f"batches hold examples of shapes {list(shapes[0])} and {list(shapes[1])}: give them one size")
-    return found
+        raise DataError(f"batches have examples of shapes {list(shapes[0])} and {list(shapes[1])}: make them equal")
+    return inputs
 
 
-def prediction_of(raw: Any) -> Tensor:
-    """The tensor that a model's answers are compared by: the first of floats, or the entry that is named as such.
+def extract_predictions(raw: Any) -> Tensor:
+    """Return the first floating-point tensor of a model's output; keys in `PREDICTIONS` take precedence.
 
     Args:
-        raw: a tensor, or a tuple, list, mapping or dataclass of such.
+        raw: model output: a tensor, or a tuple, list, mapping or dataclass, which may be nested.
 
     Raises:
-        UserError: there is no floating-point tensor in it.
+        UserError: the output contains no floating-point tensor.
     """
-    found = next(_predictions(raw), None)
-    if found is None:
-        raise UserError(f"the model answers with {_said(raw)}: return a tensor of floats, alone or in a tuple or dict")
-    return found
+    predictions = next(_predictions(raw), None)
+    if predictions is None:
+        raise UserError(f"the model returns {_kind(raw)}: return a tensor of floats, alone or in a tuple or dict")
+    return predictions
 
 
 def _predictions(raw: Any) -> Iterator[Tensor]:
@@ -89,82 +88,78 @@ def _predictions(raw: Any) -> Iterator[Tensor]:
             yield from _predictions(entry)
 
 
-def _said(value: Any) -> str:
+def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with {', '.join(map(str, list(value)[:4])) or 'nothing'}"
     if isinstance(value, list | tuple):
-        inside = ", ".join(_said(entry) if isinstance(entry, Tensor) else type(entry).__name__ for entry in value[:3])
+        inside = ", ".join(_kind(entry) if isinstance(entry, Tensor) else type(entry).__name__ for entry in value[:3])
         return f"a {type(value).__name__} of {inside or 'nothing'}"
     return "None" if value is None else f"a {type(value).__name__}"
 
 
 @torch.no_grad()
 def predict(network: Any, inputs: Iterable[Tensor]) -> Tensor:
-    """A network's predictions, `[N, ...]`, float64 on the CPU.
+    """Return a network's predictions, `[N, ...]`, in float64 on the CPU.
 
     Args:
-        network: in eval mode.
-        inputs: batches.
+        network: the network, in eval mode.
+        inputs: batches of inputs, `[B, ...]`.
 
     Raises:
-        UserError: the network answers with no tensor of floats.
+        UserError: the output contains no floating-point tensor, or not one prediction per input.
     """
-    found = []
+    predictions = []
     for batch in inputs:
-        predicted = prediction_of(network(batch))
+        predicted = extract_predictions(network(batch))
         if predicted.ndim == 0 or len(predicted) != len(batch):
-            said = f"the model answers {len(batch)} images with {_said(predicted)}"
-            raise UserError(f"{said}: return a prediction for each image, [B, ...]")
-        found.append(predicted.detach().cpu().double())
-    return torch.cat(found)
+            message = f"the model returns {_kind(predicted)} for {len(batch)} images"
+            raise UserError(f"{message}: return a prediction for each image, [B, ...]")
+        predictions.append(predicted.detach().cpu().double())
+    return torch.cat(predictions)
 
 
 @torch.no_grad()
 def require_running(network: Any, example: Tensor) -> None:
-    """Raise if a network does not run on an example, or gives no predictions for it.
+    """Raise unless a network runs on an example and returns predictions.
 
     Args:
-        network: in eval mode.
+        network: the network, in eval mode.
         example: a batch of inputs.
 
     Raises:
-        UserError: it does not; the reason is named.
+        UserError: the network fails; the message includes the reason.
     """
     if example.is_meta or any(parameter.is_meta for parameter in network.parameters()):
-        raise UserError("tensors on the meta device have no numbers: give a model and images that have")
+        raise UserError("tensors on the meta device have no data: give a model and images that have some")
     try:
         predict(network, [example])
     except UserError:
         raise
-    except Exception as error:  # whatever someone's own forward raises
-        what = f"{_said(example)} on {example.device}"
-        raise UserError(
-            f"the model cannot run on {what} ({shorten(first_line(error), 160)}): mend one of them"
-        ) from error
+    except Exception as error:  # a user-defined forward may raise anything
+        source, reason = f"{_kind(example)} on {example.device}", shorten(first_line(error), 160)
+        raise UserError(f"the model cannot run on {source} ({reason}): fix the model or the images") from error
 
 
 def divergence(predicted: Tensor, dense: Tensor) -> float:
-    """How far predictions lie from the dense network's.
+    """Return the divergence of predictions from those of the dense network.
 
-    Of logits `[N, C]`, C above 1, the Kullback-Leibler divergence in nats, the mean over examples. Of anything else,
-    maps or single numbers, the squared error as a share of the dense predictions' variance.
+    For logits `[N, C]` with C > 1, this is the mean Kullback-Leibler divergence over examples, in nats. For maps and
+    single values, it is the squared error as a share of the variance of the dense predictions.
 
     Args:
-        predicted: from `predict`.
-        dense: the same of the dense network.
+        predicted: predictions of the network, from `predict`.
+        dense: predictions of the dense network.
 
     Returns:
-        The divergence; infinite where a network predicts no finite numbers.
+        The divergence; infinity if it is not finite.
     """
     if dense.ndim == 2 and dense.shape[1] > 1:
-        terms = torch.nn.functional.kl_div(
-            predicted.log_softmax(1), dense.log_softmax(1), reduction="batchmean", log_target=True
-        )
-        found = float(terms)
+        log_probabilities = predicted.log_softmax(1), dense.log_softmax(1)
+        value = float(F.kl_div(*log_probabilities, reduction="batchmean", log_target=True))
     else:
         missed = float((predicted - dense).square().sum())
         variance = float((dense - dense.mean(0)).square().sum())
-        found = missed / variance if variance > 0 else missed
-    return found if found == found and found != float("inf") else float("inf")
+        value = missed / variance if variance > 0 else missed
+    return value if value == value and value != float("inf") else float("inf")

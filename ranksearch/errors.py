@@ -1,4 +1,4 @@
-"""The errors that ranksearch raises on purpose."""
+"""Exceptions that ranksearch raises deliberately."""
 
 from __future__ import annotations
 
@@ -6,57 +6,55 @@ from errno import EDQUOT, ENOSPC
 
 
 class UserError(Exception):
-    """Something that the person at the keyboard can mend: one line with the value, the limit and the remedy."""
+    """An error that the user can fix; the message is one line with the value, the limit and the remedy."""
 
 
 class SettingError(UserError, ValueError):
-    """A setting out of its range.
+    """A setting that is out of range.
 
     Args:
-        key: of the setting.
-        value: that it has.
+        key: name of the setting.
+        value: value of the setting.
         advice: the limit and the remedy.
     """
 
     def __init__(self, key: str, value: object, advice: str) -> None:
         text = str(value)
-        super().__init__(f"{key}={shorten(text, 300 if '/' in text else 80)} {advice}")  # a path is wanted whole
-        self.key = key
-        self.value = value
-        self.advice = advice
+        super().__init__(f"{key}={shorten(text, 300 if '/' in text else 80)} {advice}")  # longer for paths
+        self.key, self.value, self.advice = key, value, advice
 
     def inside(self, group: str) -> SettingError:
-        """The same error, with the key as it is written from outside the group."""
+        """Return the same error with the key qualified by a group."""
         return SettingError(f"{group}.{self.key}", self.value, self.advice)
 
 
 class PlanError(UserError, ValueError):
-    """A plan, a latent size or an artifact that does not fit the model."""
+    """A plan, latent size or artifact that does not fit the model."""
 
 
 class DataError(UserError, ValueError):
-    """Tensors that a layer or a solver cannot work with: of another shape, empty, or not finite."""
+    """Data that cannot be processed: an image, a label, or a tensor that is misshapen, empty or not finite."""
 
 
 class DamagedError(Exception):
-    """A file that is not as it was written."""
+    """A file whose content is damaged or cannot be read."""
 
 
 class DivergedError(Exception):
-    """A training loss that is no longer a finite number; what it was, then the remedy in a trial."""
+    """A training loss that is not finite; the message is its value, a colon and the remedy in a trial."""
 
     @property
     def reason(self) -> str:
-        """What the loss was, for those who have another remedy."""
+        """The part of the message about the loss, without the remedy."""
         return str(self).partition(":")[0]
 
 
 class BehindError(Exception):
-    """A trial that is not worth its fine-tuning."""
+    """A trial that is not worth fine-tuning."""
 
 
 def shorten(text: str, longest: int = 80) -> str:
-    """A text in one line of at most so many characters, its middle left out where it has more."""
+    """Return a text in one line of at most ``longest`` characters, with the middle elided if needed."""
     text = " ".join(text.split()) if "\n" in text else text
     if len(text) <= longest:
         return text
@@ -65,16 +63,15 @@ def shorten(text: str, longest: int = 80) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; the name of its type where it says nothing."""
+    """Return the first line of an error's message, or the name of its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is that there is no room."""
+    """Return whether an error, or one in its chain of causes, reports a full disk."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
-            return True
-        if "disk is full" in str(error):  # as SQLite says it
+        full = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)
+        if full or "disk is full" in str(error):  # SQLite's message
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -1,6 +1,4 @@
-"""Work that one process of several does while the others wait, or leave."""
-
-from __future__ import annotations
+"""Locks between processes, for work that one process does while the others wait or skip it."""
 
 import logging
 from collections.abc import Iterator
@@ -15,14 +13,14 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def alone(path: Path, what: str) -> Iterator[None]:
-    """Wait until no other process of this machine or file system holds a lock, and hold it.
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock during the block, after waiting for other processes of this machine or file system to release it.
 
-    The system frees the lock of a process that is killed.
+    The operating system releases the lock of a killed process.
 
     Args:
-        path: of the lock file; its folder is made as needed.
-        what: the holder does, for the line that tells of waiting.
+        path: path of the lock file; its folder is created if needed.
+        what: what the holder of the lock does, for the log message about waiting.
     """
     lock = _lock(path)
     try:
@@ -35,11 +33,11 @@ def alone(path: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def first(path: Path) -> Iterator[bool]:
-    """Hold a lock if no other process does, and say whether.
+def try_exclusive(path: Path) -> Iterator[bool]:
+    """Hold a lock during the block if no other process does, and yield whether it is held.
 
     Args:
-        path: of the lock file; its folder is made as needed.
+        path: path of the lock file; its folder is created if needed.
     """
     lock = _lock(path)
     try:
@@ -53,11 +51,11 @@ def first(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def _held(lock: BaseFileLock, path: Path) -> Iterator[None]:
-    """Leave no file behind: whoever waited for the one that is gone then sees so, and locks a new one."""
+    """Release a lock after the block and remove its file: a waiting process detects this and locks a new file."""
     try:
         yield
     finally:
-        with suppress(OSError):  # a system where a file that is open stays
+        with suppress(OSError):  # some systems cannot remove open files
             path.unlink(missing_ok=True)
         lock.release()
 
@@ -69,14 +67,14 @@ def _lock(path: Path) -> BaseFileLock:
 
 
 def require_lock(path: Path) -> None:
-    """Raise if a file in a lock's place holds anything, as no lock does.
+    """Raise if the path of a lock leads to anything but an empty file.
 
     Raises:
-        UserError: it does.
+        UserError: the path leads to something else.
     """
     try:
         size = path.stat().st_size
     except OSError:
         return
     if size or not path.is_file():
-        raise UserError(f"{path} stands where ranksearch would lock, and is no lock: move it away")
+        raise UserError(f"{path} is in the place of a lock file, but is not one: move it away")

@@ -1,4 +1,4 @@
-"""What a layer is and what a plan says about it: plain values that the whole package speaks in."""
+"""Layer shapes, schemes and rank plans: the value types shared by the whole package."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any, Literal
 
 from ranksearch.errors import PlanError, shorten
 
-# Scheme -> whether the first factor takes the kernel's rows, and whether it takes its columns; the second factor
-# has the rest. Whatever a convolution sets for each axis (stride, padding, dilation) goes with the axis.
+# Scheme -> whether the first factor covers the kernel's rows, and whether it covers its columns; the second factor
+# covers the rest. Per-axis settings of the convolution (stride, padding, dilation) follow the axis.
 FIRST_AXES: Mapping[str, tuple[bool, bool]] = MappingProxyType(
     {"full": (True, True), "vertical": (True, False), "horizontal": (False, True), "pointwise": (False, False)}
 )
 SCHEMES = tuple(FIRST_AXES)
-# What stands in a scheme's place where a layer stays as it was.
+# Placeholder for the scheme of a layer that is not factorized.
 DENSE = "dense"
 
 
 def check_scheme(scheme: object, owner: str = "") -> str:
-    """Give a scheme's name back.
+    """Return the scheme's name if it is valid.
 
     Args:
-        scheme: the name.
-        owner: of it, as an error says it: ``" of ..."``.
+        scheme: name of the scheme.
+        owner: owner of the scheme for the error message, as ``" of ..."``.
 
     Raises:
-        PlanError: there is no such scheme.
+        PlanError: the scheme is unknown.
     """
     if not isinstance(scheme, str) or scheme not in FIRST_AXES:
         raise PlanError(f"scheme {shorten(repr(scheme))}{owner} is unknown: use one of {', '.join(SCHEMES)}")
@@ -36,37 +36,33 @@ def check_scheme(scheme: object, owner: str = "") -> str:
 
 
 def split_kernel(kernel_size: tuple[int, int], scheme: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width of both factors' kernels."""
+    """Return the kernel sizes of both factors, height and width each."""
     rows, columns = FIRST_AXES[scheme]
     height, width = kernel_size
     first = height if rows else 1, width if columns else 1
     return first, (height // first[0], width // first[1])
 
 
-def resolve_latent_size(size: float, in_size: int, out_size: int, said: str | None = None) -> int:
-    """Turn a latent size as users write it into a rank.
+def resolve_latent_size(size: float, in_size: int, out_size: int, label: str | None = None) -> int:
+    """Convert a user-specified latent size into a rank of at least 1.
 
     Args:
-        size: an int of at least 1 is taken as it is; a float in (0, 1) is that fraction of
-            ``min(in_size, out_size)``, rounded down, and at least 1.
-        in_size: input channels or features.
-        out_size: output channels or features.
-        said: what an error calls the size; None for ``latent size ...``.
-
-    Returns:
-        The rank, at least 1.
+        size: rank, an int of at least 1, or fraction of ``min(in_size, out_size)``, a float in (0, 1), rounded down.
+        in_size: number of input channels or features.
+        out_size: number of output channels or features.
+        label: description of the size in error messages; None for ``latent size ...``.
 
     Raises:
-        PlanError: the size is neither.
+        PlanError: the size is not a number or out of range.
     """
+    label = label or f"latent size {size!r}"
     if isinstance(size, bool) or not isinstance(size, int | float):
-        raise PlanError(f"{said or f'latent size {size!r}'} is not a number: give an int >= 1, or a fraction in (0, 1)")
+        raise PlanError(f"{label} is not a number: give an int >= 1, or a fraction in (0, 1)")
     if isinstance(size, int) and size >= 1:
         return size
     if isinstance(size, float) and 0 < size < 1:
         return max(1, int(size * min(in_size, out_size)))
-    called = said or f"latent size {size}"
-    raise PlanError(f"{called} is out of range: give an int >= 1, or a fraction in (0, 1) of min(in, out)")
+    raise PlanError(f"{label} is out of range: give an int >= 1, or a fraction in (0, 1) of min(in, out)")
 
 
 @dataclass(frozen=True)
@@ -76,13 +72,12 @@ class LayerSpec:
     Attributes:
         name: dotted name in the model.
         kind: ``"conv2d"`` or ``"linear"``.
-        in_size: input channels or features.
-        out_size: output channels or features.
-        positions: outputs of ``out_size`` numbers that the layer computes for one example, over all its calls.
+        in_size: number of input channels or features.
+        out_size: number of output channels or features.
+        positions: number of output positions for one example, with ``out_size`` numbers each, summed over all calls.
         kernel_size: height and width; ``(1, 1)`` for linear layers.
-        groups: of a convolution; every group is factorized by itself, so its latent size is a multiple of them.
-        latent_positions: scheme -> positions of the map between the two factors, for one example, over all its
-            calls; ``positions`` for a scheme that is not named.
+        groups: number of convolution groups; each is factorized separately, so latent sizes are multiples of it.
+        latent_positions: scheme -> positions of the map between the factors, counted likewise; default ``positions``.
     """
 
     name: str
@@ -95,27 +90,25 @@ class LayerSpec:
     latent_positions: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for what in ("in_size", "out_size", "positions", "groups"):
-            if getattr(self, what) < 1:
-                raise PlanError(f"{what} {getattr(self, what)} of '{self.name}' is below 1: give 1 or more")
+        for key in ("in_size", "out_size", "positions", "groups"):
+            if getattr(self, key) < 1:
+                raise PlanError(f"{key} {getattr(self, key)} of '{self.name}' is below 1: give 1 or more")
         if self.in_size % self.groups or self.out_size % self.groups:
             sizes = f"{self.in_size} inputs and {self.out_size} outputs"
             raise PlanError(f"groups {self.groups} of '{self.name}' do not divide its {sizes}: give a divisor of both")
 
     @property
     def fan_in(self) -> int:
-        """Numbers that one output is computed from."""
+        """Number of inputs that contribute to one output."""
         return self.in_size // self.groups * prod(self.kernel_size)
 
     @property
     def schemes(self) -> tuple[str, ...]:
-        """The schemes that the layer can have and that save MACs at some rank."""
-        return tuple(
-            scheme for scheme in SCHEMES if self._reason_against(scheme) is None and self.break_even_rank(scheme) > 0
-        )
+        """The schemes that fit the layer and save MACs and weights at some rank."""
+        return tuple(name for name in SCHEMES if self._reason_against(name) is None and self.break_even_rank(name) > 0)
 
     def _reason_against(self, scheme: str) -> str | None:
-        """Why a layer of this shape cannot have a scheme that is known."""
+        """Return the reason why a valid scheme does not fit this layer shape; None if it fits."""
         if scheme == "full":
             return None
         height, width = self.kernel_size
@@ -124,14 +117,14 @@ class LayerSpec:
         if self.in_size == self.out_size == self.groups:
             return "its groups have one channel each"
         if scheme != "pointwise" and min(height, width) == 1:
-            return f"a kernel of {height}x{width} is a strip itself"
+            return f"a kernel of {height}x{width} is already a strip"
         return None
 
     def require_scheme(self, scheme: str) -> str:
-        """Give the scheme back if a layer of this shape can have it.
+        """Return the scheme if it fits this layer shape.
 
         Raises:
-            PlanError: it cannot, or there is no such scheme.
+            PlanError: the scheme does not fit, or is unknown.
         """
         reason = self._reason_against(check_scheme(scheme))
         if reason is not None:
@@ -140,45 +133,41 @@ class LayerSpec:
         return scheme
 
     def _weights(self, scheme: str) -> tuple[int, int]:
-        """Numbers that one latent channel has in the first and in the second factor."""
+        """Return the number of weights per latent channel in the first and in the second factor."""
         first, second = split_kernel(self.kernel_size, scheme)
         return self.in_size // self.groups * prod(first), self.out_size // self.groups * prod(second)
 
-    def _macs_of_rank_one(self, scheme: str) -> int:
-        first, second = self._weights(scheme)
-        return first * self.latent_positions.get(scheme, self.positions) + second * self.positions
-
     def break_even_rank(self, scheme: str = "full") -> int:
-        """The largest rank that still saves both MACs and weights; 0 where none does."""
+        """Return the largest rank that saves both MACs and weights; 0 if none does."""
         weights = self.fan_in * (self.out_size // self.groups)
         by_weights = (weights - 1) // self.weights_at(1, scheme)
-        by_macs = (weights * self.positions - 1) // self._macs_of_rank_one(scheme)
+        by_macs = (weights * self.positions - 1) // self.macs_at(1, scheme)
         return self.groups * min(by_weights, by_macs)
 
     def rank(self, size: float) -> int:
-        """The rank of a latent size as users write it; a fraction is rounded down to whole groups.
+        """Convert a user-specified latent size into a rank; a fraction is rounded to whole groups, see `whole_groups`.
 
         Raises:
-            PlanError: the size is out of range, or an int that is no multiple of the groups.
+            PlanError: the size is out of range, or an int that is not a multiple of ``groups``.
         """
         rank = resolve_latent_size(size, self.in_size, self.out_size)
         whole = self.whole_groups(rank)
         if isinstance(size, int) and whole != rank:
             raise PlanError(
-                f"latent size {rank} for '{self.name}' is no multiple of its {self.groups} groups: use {whole}"
+                f"latent size {rank} for '{self.name}' is not a multiple of its {self.groups} groups: use {whole}"
             )
         return whole
 
     def whole_groups(self, rank: int) -> int:
-        """A rank rounded down to the same number for every group, at least 1."""
+        """Round a rank down to a multiple of ``groups``, at least ``groups``."""
         return max(self.groups, rank // self.groups * self.groups)
 
     def require_saving(self, rank: int, scheme: str = "full") -> int:
-        """Give the rank back if it saves MACs.
+        """Return the rank if it saves both MACs and weights.
 
         Raises:
-            PlanError: it is above the scheme's break-even rank, or no multiple of the groups, or the layer cannot have
-                the scheme.
+            PlanError: the rank exceeds the scheme's break-even rank or is not a multiple of ``groups``, or the scheme
+                does not fit the layer.
         """
         self.require_scheme(scheme)
         self.rank(rank)
@@ -192,41 +181,58 @@ class LayerSpec:
 
     @property
     def dense_macs(self) -> int:
-        """Multiply-accumulates of the dense layer for one example."""
+        """Number of multiply-accumulates of the dense layer for one example."""
         return self.fan_in * self.out_size * self.positions
 
     def weights_at(self, rank: int, scheme: str = "full") -> int:
-        """Numbers in the kernels of both factors."""
+        """Return the number of weights in the kernels of both factors, without biases."""
         return rank * sum(self._weights(scheme))
 
     def macs_at(self, rank: int, scheme: str = "full") -> int:
-        """Multiply-accumulates of the factorized layer for one example."""
-        return rank * self._macs_of_rank_one(scheme)
+        """Return the multiply-accumulates of the factorized layer for one example."""
+        first, second = self._weights(scheme)
+        return rank * (first * self.latent_positions.get(scheme, self.positions) + second * self.positions)
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """The layers of a model that can be factorized, and those that cannot.
+
+    Attributes:
+        layers: shapes of the layers that can be factorized, in the order of their first calls.
+        skipped: name -> reason, for every other convolution and linear layer.
+        stem: name of the first convolution that is called, even if it cannot be factorized; None if there is none.
+        classifier: name of the linear layer whose first call is last; None if there is none.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    skipped: Mapping[str, str] = field(hash=False)
+    stem: str | None
+    classifier: str | None
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What a plan decides for one factorized layer.
+    """The scheme and latent size of one factorized layer.
 
     Attributes:
-        latent_size: an int of at least 1.
-        scheme: one of `SCHEMES`.
+        latent_size: rank of the factorization, an int of at least 1.
+        scheme: scheme of the factorization, one of `SCHEMES`.
     """
 
     latent_size: int
     scheme: str = "full"
 
     def __post_init__(self) -> None:
-        if isinstance(self.latent_size, bool) or not isinstance(self.latent_size, int) or self.latent_size < 1:
-            raise PlanError(
-                f"latent size {shorten(repr(self.latent_size))} of a plan is out of range: give an int >= 1"
-            )
+        size = self.latent_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise PlanError(f"latent size {shorten(repr(size))} of a plan is out of range: give an int >= 1")
         check_scheme(self.scheme)
 
 
 @dataclass(frozen=True)
 class RankPlan:
-    """Layer name -> scheme and latent size; a layer that is not named stays dense."""
+    """A mapping of layer names to schemes and latent sizes; layers that are not listed stay dense."""
 
     layers: Mapping[str, LayerChoice] = field(default_factory=dict)
 
@@ -237,7 +243,7 @@ class RankPlan:
         return hash(frozenset(self.layers.items()))
 
     def __reduce__(self) -> tuple[type[RankPlan], tuple[dict[str, LayerChoice]]]:
-        return RankPlan, (dict(self.layers),)  # a read-only mapping can be neither pickled nor copied
+        return RankPlan, (dict(self.layers),)  # a mapping proxy can be neither pickled nor deep-copied
 
     def __iter__(self) -> Iterator[tuple[str, LayerChoice]]:
         return iter(self.layers.items())
@@ -246,24 +252,22 @@ class RankPlan:
         return len(self.layers)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
-        """The plan as plain JSON values."""
-        return {
-            name: {"scheme": choice.scheme, "latent_size": choice.latent_size} for name, choice in self.layers.items()
-        }
+        """Return the plan as plain JSON values."""
+        return {name: {"scheme": choice.scheme, "latent_size": choice.latent_size} for name, choice in self}
 
     @staticmethod
     def from_json(layers: Mapping[str, Any]) -> RankPlan:
-        """Read what `to_json` wrote.
+        """Create a plan from the values that `to_json` returns.
 
         Raises:
-            PlanError: an entry is not a scheme and a latent size.
+            PlanError: the value is not a mapping, or an entry is not a valid scheme and latent size.
         """
         if not isinstance(layers, Mapping):
-            raise PlanError(f"layers of type {type(layers).__name__} are no plan: give a choice for each layer's name")
+            raise PlanError(f"layers of type {type(layers).__name__} are not a plan: give a choice for each layer")
         choices = {}
         for name, entry in layers.items():
             if not isinstance(entry, Mapping) or set(entry) != {"scheme", "latent_size"}:
-                said = f"plan entry {shorten(repr(entry))} of '{shorten(str(name))}'"
-                raise PlanError(f"{said} is no choice: give 'scheme' and 'latent_size' alone")
+                label = f"plan entry {shorten(repr(entry))} of '{shorten(str(name))}'"
+                raise PlanError(f"{label} is not a choice: give only 'scheme' and 'latent_size'")
             choices[name] = LayerChoice(latent_size=entry["latent_size"], scheme=entry["scheme"])
         return RankPlan(choices)

@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset, random_split
 
-from ranksearch.datasets import Splits
+from ranksearch.data.splits import Splits
 
 
 def network(num_classes: int, width: int) -> nn.Module:

@@ -1,5 +1,6 @@
 """Low-rank factorization of trained layers: torch only, usable on its own."""
 
+from ranksearch.factorize.base import Decomposition, Factors
 from ranksearch.factorize.batchnorm import (
     NormStatistics,
     adapt_batchnorm,
@@ -9,20 +10,17 @@ from ranksearch.factorize.batchnorm import (
 )
 from ranksearch.factorize.calibration import collect_outputs, collect_sensitivities, collect_statistics
 from ranksearch.factorize.decomposition import decompose, decompose_schemes
-from ranksearch.factorize.factors import Decomposition, Factors
-from ranksearch.factorize.modules import FactorizedConv2d, FactorizedLinear, factorizing_could_speedup
-from ranksearch.factorize.patches import PatchMoments
+from ranksearch.factorize.functional import LowRankSolution, factorize_conv2d, factorize_matrix
+from ranksearch.factorize.layers.base import factorizing_could_speedup
+from ranksearch.factorize.layers.conv import FactorizedConv2d
+from ranksearch.factorize.layers.linear import FactorizedLinear
+from ranksearch.factorize.patch_moments import PatchMoments
 from ranksearch.factorize.sequential import affordable_images, factorize_sequentially
-from ranksearch.factorize.solver import LowRankSolution, factorize_conv2d, factorize_matrix
 from ranksearch.factorize.source_model import clone, require_ready, untouched, unwrap
 from ranksearch.factorize.statistics import LayerStatistics, Moments
-from ranksearch.factorize.surgery import (
-    LayerProfile,
-    factorize_model,
-    factorized_like,
-    profile_layers,
-    require_called,
-)
+from ranksearch.factorize.surgery import factorize_model, factorized_like, require_called
+from ranksearch.factorize.trace import profile_layers
+from ranksearch.plan import LayerProfile
 
 __all__ = [
     "Decomposition",

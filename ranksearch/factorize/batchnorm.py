@@ -1,8 +1,8 @@
-"""BatchNorm's running statistics after factorizing: estimated anew, or moved by what factorizing changed.
+"""BatchNorm's running statistics after factorization: re-estimated, or corrected for the change of the inputs.
 
-A few hundred images estimate statistics worse than the whole training did, with its augmentation and long averages, and
-may be of another kind. But how a norm's inputs differ between the factorized and the dense network on the same images
-says well what factorizing has changed; so that difference is added to the statistics that the dense network has.
+A few hundred images estimate statistics less accurately than the whole training did, with its augmentation and long
+averages, and may come from another distribution. The difference of a norm's inputs between factorized and dense network
+on the same images captures the effect of factorization; it is applied to the dense network's statistics.
 """
 
 from __future__ import annotations
@@ -10,35 +10,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ranksearch.batches import inputs_of
+from ranksearch.batches import iterate_inputs
 from ranksearch.errors import DataError
 from ranksearch.factorize.source_model import hooked, untouched, unwrap
 
-# Of the move by differences; the rest is plain re-estimation. The first of equals is taken.
+# Shares of the corrected statistics; the rest is plain re-estimation. Ties go to the earlier entry.
 SHARES = (1.0, 0.5, 0.0)
-# In a share's place where the statistics stay as they are stored.
+# Used instead of a share to keep the stored statistics.
 STORED = None
 
 
 @dataclass(frozen=True)
 class NormStatistics:
-    """Of one norm: mean and variance, `[channels]` each."""
+    """Mean and variance of one norm, `[channels]` each."""
 
     mean: Tensor
     var: Tensor
 
     def equals(self, other: NormStatistics) -> bool:
-        """Whether all numbers are the same, bit for bit."""
+        """Return whether all values are exactly equal."""
         return torch.equal(self.mean, other.mean) and torch.equal(self.var, other.var)
 
 
 def norms_of(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Every BatchNorm that keeps running statistics, by name."""
+    """Return every BatchNorm that keeps running statistics, by name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -47,7 +48,7 @@ def norms_of(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def statistics_of_norms(model: nn.Module) -> dict[str, NormStatistics]:
-    """A copy of the running statistics of every BatchNorm, by name."""
+    """Return a copy of the running statistics of every BatchNorm, by name."""
     return {name: _statistics(norm) for name, norm in norms_of(model).items()}
 
 
@@ -58,7 +59,7 @@ def _statistics(norm: _BatchNorm) -> NormStatistics:
 
 
 def set_statistics(norm: _BatchNorm, statistics: NormStatistics) -> None:
-    """Give a norm running statistics, in place."""
+    """Set a norm's running statistics, in place."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     with torch.no_grad():
@@ -68,20 +69,20 @@ def set_statistics(norm: _BatchNorm, statistics: NormStatistics) -> None:
 
 @torch.no_grad()
 def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Estimate every BatchNorm's running statistics anew, in place.
+    """Re-estimate every BatchNorm's running statistics, in place, as plain averages over the batches.
 
-    Each becomes the plain average over the batches; affine weights and all other modules stay as they are.
+    Affine weights and all other modules stay as they are.
 
     Args:
-        model: in any mode; only its BatchNorm layers run in training mode.
+        model: the network, in any mode; only its BatchNorm layers run in training mode.
         batches: inputs, `[B, ...]`, or tuples that begin with them, on the model's device; without any, nothing
-            changes. A batch of a single example is left out where there are larger ones.
+            changes. Batches of a single example are skipped if there are larger ones.
 
     Raises:
-        DataError: a batch of one example is all there is for a norm that needs two.
+        DataError: there are only batches of one example, and a norm needs two.
     """
     model = unwrap(model)
-    given = list(inputs_of(batches))
+    given = list(iterate_inputs(batches))
     usable = [batch for batch in given if len(batch) > 1] or given
     if not usable:
         return
@@ -92,42 +93,42 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
                     raise
-                raise DataError("1 example says nothing of a variance: give batches of 2 or more") from None
+                raise DataError("1 example is too few for a variance: give batches of 2 or more") from None
 
 
 @torch.no_grad()
 def inputs_of_norms(model: nn.Module, images: Tensor) -> dict[str, NormStatistics]:
-    """Mean and variance of what reaches every norm in eval mode, by name; the model is left as it was.
+    """Return the mean and variance of every norm's input in eval mode, by name; the model is left unchanged.
 
     Args:
-        model: in any mode.
+        model: the network, in any mode.
         images: one batch of inputs, `[B, ...]`.
 
     Returns:
-        The moments, without those of norms that are called other than once.
+        The moments of the norms that are called exactly once.
     """
     model, seen = unwrap(model), dict[str, list[NormStatistics]]()
 
-    def watch(name: str) -> Callable[..., None]:
-        return lambda _, args: seen.setdefault(name, []).append(_moments(args[0]))
+    def watch(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.setdefault(name, []).append(_moments(args[0]))
 
-    handles = [norm.register_forward_pre_hook(watch(name)) for name, norm in norms_of(model).items()]
+    handles = [norm.register_forward_pre_hook(partial(watch, name)) for name, norm in norms_of(model).items()]
     with hooked(handles), untouched(model):
         model(images)
     return {name: calls[0] for name, calls in seen.items() if len(calls) == 1}
 
 
 def moved(stored: NormStatistics, before: NormStatistics, after: NormStatistics, eps: float) -> NormStatistics:
-    """Statistics moved by how a norm's inputs have changed.
+    """Return statistics corrected for the change of a norm's inputs: the mean is shifted, the variance scaled.
 
     Args:
-        stored: of the dense network.
+        stored: statistics of the dense network.
         before: moments of the norm's inputs in the dense network.
-        after: the same in the factorized network, for the same examples.
-        eps: the least variance that a quotient divides by.
+        after: moments of its inputs in the factorized network, for the same examples.
+        eps: lower bound of the variance to divide by.
 
     Returns:
-        ``stored``, bit for bit, where both moments are equal.
+        The corrected statistics; ``stored`` itself if both moments are equal.
     """
     if before.equals(after):
         return stored
@@ -136,45 +137,37 @@ def moved(stored: NormStatistics, before: NormStatistics, after: NormStatistics,
 
 
 def mixed(one: NormStatistics, other: NormStatistics, share: float) -> NormStatistics:
-    """A share of one and the rest of another; exactly one of them where the share is 1 or 0."""
+    """Return a share of one and the rest of the other; exactly one of them if the share is 1 or 0."""
     if share in (0.0, 1.0):
         return one if share else other
-    return NormStatistics(
-        share * one.mean + (1 - share) * other.mean,
-        share * one.var + (1 - share) * other.var,
-    )
+    return NormStatistics(share * one.mean + (1 - share) * other.mean, share * one.var + (1 - share) * other.var)
 
 
 @torch.no_grad()
 def move_in_turn(
     network: nn.Module, stored: Mapping[str, NormStatistics], inputs: Mapping[str, NormStatistics], images: Tensor
 ) -> set[str]:
-    """Move every norm's statistics as it is met in one pass, each for what the norms before it have become; in place.
+    """Correct every norm's statistics in one pass, in place, each with the norms before it already corrected.
 
     Args:
         network: the factorized network, in eval mode.
-        stored: the dense network's statistics, by name.
-        inputs: moments of what reaches its norms, see `inputs_of_norms`; the statistics of others stay as stored.
-        images: the batch that these are of.
+        stored: statistics of the dense network, by name.
+        inputs: moments of the dense network's norm inputs, see `inputs_of_norms`; other norms keep `stored`.
+        images: the batch of inputs that these moments were measured on.
 
     Returns:
-        The names of norms whose inputs have changed.
+        Names of the norms whose inputs have changed.
     """
     changed: set[str] = set()
 
-    def move(name: str) -> Callable[[_BatchNorm, tuple[Tensor, ...]], None]:
-        def hook(norm: _BatchNorm, args: tuple[Tensor, ...]) -> None:
-            if name not in inputs:
-                return
-            after = _moments(args[0])
-            if not inputs[name].equals(after):
-                changed.add(name)
-            set_statistics(norm, moved(stored[name], inputs[name], after, norm.eps))
-
-        return hook
+    def move(name: str, norm: _BatchNorm, args: tuple[Tensor, ...]) -> None:
+        after = _moments(args[0])
+        if not inputs[name].equals(after):
+            changed.add(name)
+        set_statistics(norm, moved(stored[name], inputs[name], after, norm.eps))
 
     norms = {name: norm for name, norm in norms_of(network).items() if name in stored}
-    handles = [norm.register_forward_pre_hook(move(name)) for name, norm in norms.items()]
+    handles = [norm.register_forward_pre_hook(partial(move, name)) for name, norm in norms.items() if name in inputs]
     for name, norm in norms.items():
         set_statistics(norm, stored[name])
     with hooked(handles):
@@ -191,19 +184,19 @@ def adapt_batchnorm(
     batches: Iterable[Tensor],
     divergence: Callable[[nn.Module], float] | None = None,
 ) -> float | None:
-    """Give every BatchNorm of a factorized network the dense one's statistics, moved by what factorizing changed.
+    """Set a factorized network's BatchNorm statistics to the dense network's, corrected for the change of the inputs.
 
     Args:
-        network: the factorized network; is changed in place, and left in eval mode.
-        stored: the dense network's running statistics, by name; see `statistics_of_norms`.
-        inputs: moments of what reaches its norms; see `inputs_of_norms`.
-        images: the batch that these are of.
-        batches: inputs, `[B, ...]` each, for plain re-estimation.
-        divergence: of a network from the dense one on images that no estimate has seen. The share of `SHARES`, or
-            `STORED` for no change at all, that it is least for is taken. None takes a share of 1.
+        network: the factorized network; changed in place and left in eval mode.
+        stored: running statistics of the dense network, by name; see `statistics_of_norms`.
+        inputs: moments of the dense network's norm inputs; see `inputs_of_norms`.
+        images: the batch of inputs that these moments were measured on.
+        batches: inputs for plain re-estimation, `[B, ...]` each.
+        divergence: divergence of a network from the dense one on held-out images. It selects the best of `SHARES` and
+            `STORED` (no change at all). None selects a share of 1.
 
     Returns:
-        What was taken.
+        The selected share, or `STORED`.
     """
     network.eval()
     norms = {name: norm for name, norm in norms_of(network).items() if name in stored}
@@ -233,19 +226,19 @@ def adapt_batchnorm(
 
 
 def move_statistics(dense: _BatchNorm, twin: _BatchNorm, inputs: Tensor, changed: Tensor) -> None:
-    """Move a norm's running statistics by how its inputs differ from those that the dense one has, in place.
+    """Correct a norm's running statistics for how its inputs differ from those in the dense network, in place.
 
     Args:
         dense: the norm in the dense network.
-        twin: the same in the factorized one.
-        inputs: of the first, `[B, channels, ...]`.
-        changed: of the second, for the same examples.
+        twin: the same norm in the factorized network.
+        inputs: inputs of the dense norm, `[B, channels, ...]`.
+        changed: inputs of the twin, for the same examples.
     """
     set_statistics(twin, moved(_statistics(dense), _moments(inputs), _moments(changed), dense.eps))
 
 
 def _moments(values: Tensor) -> NormStatistics:
-    """Mean and variance of each channel of `[B, channels, ...]`."""
+    """Return the mean and variance of each channel of `[B, channels, ...]`."""
     axes = [axis for axis in range(values.ndim) if axis != 1]
     var, mean = torch.var_mean(values.float() if values.dtype.itemsize < 4 else values, axes, correction=0)
     return NormStatistics(mean, var)
@@ -253,7 +246,7 @@ def _moments(values: Tensor) -> NormStatistics:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to eval mode, and every module back to its own mode afterwards."""
+    """Switch to eval mode inside the block, and restore every module's own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -265,9 +258,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def estimating(norms: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Let norms gather running statistics anew, as plain averages over the calls inside; in training mode after it.
+    """Re-estimate the norms' running statistics as plain averages over the calls inside the block.
 
-    Norms that are not called keep what they have, and so do all where the block fails.
+    The norms are left in training mode. Norms that are not called keep their statistics; if the block fails, all do.
     """
     tracked = [norm for norm in norms if norm.track_running_stats]
     buffers = [{name: value.clone() for name, value in norm._buffers.items() if value is not None} for norm in tracked]
@@ -283,6 +276,6 @@ def estimating(norms: Iterable[_BatchNorm]) -> Iterator[None]:
     finally:
         for norm, momentum, held in before:
             norm.momentum = momentum
-            if not whole or not norm.num_batches_tracked:  # nothing reached it
+            if not whole or not norm.num_batches_tracked:  # it was not called
                 for name, value in held.items():
-                    norm._buffers[name].copy_(value)  # type: ignore[union-attr]  # it was there before
+                    norm._buffers[name].copy_(value)  # type: ignore[union-attr]  # it was not None when it was saved

@@ -1,31 +1,30 @@
-"""Statistics of layers from a few batches: moments of inputs and outputs, and of the loss's gradients."""
+"""Layer statistics from a few batches: moments of inputs and outputs, and of the gradients of the loss."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ranksearch.batches import inputs_of, prediction_of
+from ranksearch.batches import extract_predictions, iterate_inputs
 from ranksearch.errors import PlanError
-from ranksearch.factorize.patches import LARGEST_TO_UNFOLD, PatchMoments, Taps, at_least_float32
+from ranksearch.factorize.patch_moments import LARGEST_TO_UNFOLD, PatchMoments, Taps, at_least_float32
 from ranksearch.factorize.source_model import hooked, untouched, unwrap
 from ranksearch.factorize.statistics import Layer, LayerStatistics, Moments, groups_of
 from ranksearch.plan import SCHEMES, check_scheme
 
 
 def as_rows(values: Tensor, layer: nn.Module) -> Tensor:
-    """Lay a layer's values out as one row per position: `[B, C, H, W]` or `[..., C]` to `[N, C]`."""
+    """Reshape a layer's values to one row per position: `[B, C, H, W]` or `[..., C]` to `[N, C]`."""
     if isinstance(layer, nn.Conv2d):
         values = values.movedim(-3, -1)
     return values.reshape(-1, values.shape[-1])
 
 
 def _moments(rows: Tensor, groups: int) -> Moments:
-    """The moments of `[N, groups * size]`, computed in at least float32 where the rows are."""
+    """Return the moments of `[N, groups * size]`, computed in at least float32 on the rows' device."""
     grouped = at_least_float32(rows).reshape(len(rows), groups, -1).transpose(0, 1)
     mean = grouped.mean(1)
     centred = grouped - mean[:, None]
@@ -33,7 +32,7 @@ def _moments(rows: Tensor, groups: int) -> Moments:
 
 
 def _moments_of_patches(patches: Tensor) -> Moments:
-    """The moments of `[n, groups, fan_in, positions]`, which is overwritten."""
+    """Return the moments of `[n, groups, fan_in, positions]`, which may be overwritten."""
     patches = at_least_float32(patches)
     mean = patches.mean((0, 3))
     patches -= mean[:, :, None]
@@ -45,7 +44,7 @@ NOTHING = Moments(0, torch.zeros(()), torch.zeros(()))
 
 
 def _has_fewer_inputs(layer: Layer) -> bool:
-    """Whether a layer whose rows of inputs are at hand, unpadded, has fewer numbers in them than in its outputs."""
+    """Return whether a layer's input rows need neither unfolding nor padding and are narrower than its output rows."""
     if isinstance(layer, nn.Linear):
         return layer.in_features < layer.out_features
     plain = layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid", "same") and layer.groups == 1
@@ -53,13 +52,13 @@ def _has_fewer_inputs(layer: Layer) -> bool:
 
 
 class _Observer:
-    """Streams one layer's rows into two halves of the examples."""
+    """Forward hook that accumulates the moments of one layer's rows for two halves of the examples."""
 
     def __init__(self, layer: Layer, split: bool, inputs: bool = False) -> None:
         self.groups = groups_of(layer)
         self.taps = None
         if isinstance(layer, nn.Conv2d) and (inputs or (split and max(layer.kernel_size) > 1)):
-            self.taps = Taps.of(layer)
+            self.taps = Taps.from_layer(layer)
         by_inputs = inputs or self.taps is not None or _has_fewer_inputs(layer)
         self.side: Literal["input", "output"] = "input" if by_inputs else "output"
         self.halves: list[Moments | PatchMoments] = [NOTHING, NOTHING]
@@ -75,12 +74,12 @@ class _Observer:
                 values = values[..., :: layer.stride[0], :: layer.stride[1]]
         values = values.detach()
         if isinstance(layer, nn.Conv2d) and values.ndim == 3:
-            values = values[None]  # one map that the model gave without a batch
-        with torch.autocast(values.device.type, enabled=False):  # sums of squares need all digits
+            values = values[None]  # an unbatched map
+        with torch.autocast(values.device.type, enabled=False):  # sums of squares need full precision
             self._see(layer, values)
 
     def _see(self, layer: Layer, values: Tensor) -> None:
-        # Whole examples, for the positions of one resemble each other; single ones take turns.
+        # Split by example, since positions of an image are correlated; the odd example alternates between halves.
         middle = (len(values) + self.calls % 2) // 2
         self.calls += 1
         for index, part in enumerate((values[:middle], values[middle:])):
@@ -88,16 +87,14 @@ class _Observer:
                 half = self.halves[index]
                 if isinstance(half, PatchMoments):
                     half.see(part)
-                    continue
-                if self.taps is None:
+                elif self.taps is None:
                     self.halves[index] = half + _moments(as_rows(part, layer), self.groups)
-                    continue
-                for patches in self.taps.unfolded(part):
-                    self.halves[index] = half = half + _moments_of_patches(patches)
+                else:
+                    for patches in self.taps.unfolded(part):
+                        self.halves[index] = half = half + _moments_of_patches(patches)
 
     def result(self) -> LayerStatistics:
-        first, second = self.halves
-        return LayerStatistics(self.side, (first, second))
+        return LayerStatistics(self.side, (self.halves[0], self.halves[1]))
 
 
 def _layer(model: nn.Module, name: str) -> Layer:
@@ -114,64 +111,59 @@ def _layer(model: nn.Module, name: str) -> Layer:
 def collect_statistics(
     model: nn.Module, batches: Iterable[Tensor], layers: Iterable[str], schemes: Collection[str] = SCHEMES
 ) -> dict[str, LayerStatistics]:
-    """Stream the named layers' values into their moments, in one pass; the model is left as it was.
+    """Accumulate the moments of the named layers' values in one pass; the model is left unchanged.
 
     Args:
-        model: in any mode; it runs in eval mode.
+        model: the network, in any mode; it runs in eval mode.
         batches: inputs, `[B, ...]`, on the model's device.
         layers: dotted names of convolutions and linear layers.
-        schemes: that the layers will be decomposed for; the full one alone takes less time and memory.
+        schemes: schemes that the layers will be decomposed by; the full one alone takes less time and memory.
 
     Returns:
-        The statistics of every layer that ran. Memory per layer, whatever the number of images: two float64 matrices,
-        `[out, out]` or smaller; for a kernel that may be split, `[fan_in, fan_in]` where that is at most 256, and
-        else the products that `PatchMoments` names, mostly in float32. On the way, the patches of a few maps of few
-        numbers to a patch, 32 MiB or one map's.
+        The statistics of every layer that ran. Memory per layer, for any number of images: two float64 matrices,
+        `[out, out]` or smaller; for a kernel that may be split, `[fan_in, fan_in]` if fan_in is at most 256, else the
+        products listed in `PatchMoments`, mostly in float32. Patches of up to 256 entries are unfolded a few maps at a
+        time, in 32 MiB or the size of one map's patches.
     """
     model = unwrap(model)
     split = {check_scheme(scheme) for scheme in schemes} != {"full"}
     observers = {name: _Observer(_layer(model, name), split) for name in layers}
-    handles = [
-        model.get_submodule(name).register_forward_hook(
-            observer, with_kwargs=True, prepend=True
-        )  # before hooks that change the output
+    handles = [  # prepended, to run before hooks that change the output
+        model.get_submodule(name).register_forward_hook(observer, with_kwargs=True, prepend=True)
         for name, observer in observers.items()
     ]
     with hooked(handles), untouched(model):
-        for batch in inputs_of(batches):
+        for batch in iterate_inputs(batches):
             model(batch)
     return {name: observer.result() for name, observer in observers.items() if observer.calls}
 
 
 @torch.no_grad()
 def collect_outputs(model: nn.Module, batches: Iterable[Tensor], layers: Iterable[str]) -> dict[str, Moments]:
-    """Stream the moments of the named layers' outputs, in one pass; the model is left as it was.
+    """Accumulate the moments of the named layers' outputs in one pass; the model is left unchanged.
 
     Args:
-        model: in any mode; it runs in eval mode.
+        model: the network, in any mode; it runs in eval mode.
         batches: inputs, `[B, ...]`, on the model's device.
         layers: dotted names of convolutions and linear layers.
 
     Returns:
-        Layer name -> moments of `[groups, out / groups]` numbers, of every layer that ran.
+        Layer name -> moments of its outputs, `[groups, out / groups]`, for every layer that ran.
     """
-    model, found = unwrap(model), dict[str, Moments]()
+    model, moments = unwrap(model), dict[str, Moments]()
 
-    def watch(name: str) -> Callable[..., None]:
-        def observe(layer: Layer, _: object, output: Tensor) -> None:
-            found[name] = found.get(name, NOTHING) + _moments(as_rows(output, layer), groups_of(layer))
+    def observe(name: str, layer: Layer, _: object, output: Tensor) -> None:
+        moments[name] = moments.get(name, NOTHING) + _moments(as_rows(output, layer), groups_of(layer))
 
-        return observe
-
-    handles = [_layer(model, name).register_forward_hook(watch(name), prepend=True) for name in layers]
+    handles = [_layer(model, name).register_forward_hook(partial(observe, name), prepend=True) for name in layers]
     with hooked(handles), untouched(model):
-        for batch in inputs_of(batches):
+        for batch in iterate_inputs(batches):
             model(batch)
-    return found
+    return moments
 
 
 def observe_inputs(layer: Layer, inputs: Tensor) -> LayerStatistics:
-    """The statistics of one batch of a layer's inputs: of all numbers that an output is made from."""
+    """Return the statistics of one batch of a layer's inputs, over whole input rows or patches."""
     observer = _Observer(layer, split=True, inputs=True)
     observer(layer, (inputs,), {}, inputs)
     return observer.result()
@@ -180,44 +172,41 @@ def observe_inputs(layer: Layer, inputs: Tensor) -> LayerStatistics:
 def collect_sensitivities(
     model: nn.Module, batches: Iterable[Tensor], layers: Iterable[str], seed: int = 0
 ) -> dict[str, Tensor]:
-    """Stream the second moment of the loss's gradient at the named layers' outputs.
+    """Accumulate the second moment of the loss's gradient at the named layers' outputs.
 
-    The loss is cross-entropy, and each label is drawn from the model's own prediction, which makes the expected
-    rise of the loss after a small output error quadratic in it (the Fisher information; Martens, 2020).
+    Labels of the cross-entropy loss are sampled from the model's own predictions, so the expected increase of the loss
+    is quadratic in a small output error (the Fisher information; Martens, 2020).
 
     Args:
-        model: maps `[B, ...]` to logits `[B, classes]`; it runs in eval mode and is left as it was.
+        model: network that maps `[B, ...]` to logits `[B, classes]`; it runs in eval mode and is left unchanged.
         batches: inputs, on the model's device.
         layers: dotted names of convolutions and linear layers.
-        seed: of the labels.
+        seed: seed of the labels.
 
     Returns:
-        Layer name -> `[groups, out / groups, out / groups]`, float64, for `decompose`.
+        Layer name -> sensitivity, `[groups, out / groups, out / groups]`, float64, for `decompose`.
     """
     model, sums = unwrap(model), dict[str, Tensor]()
     rows = dict.fromkeys(layers, 0)
 
-    def watch(name: str) -> Callable[..., None]:
-        def observe(layer: Layer, _: object, output: Tensor) -> None:
-            def take(gradient: Tensor) -> None:
-                flat = as_rows(gradient.detach(), layer)
-                grouped = flat.reshape(len(flat), groups_of(layer), -1).transpose(0, 1).float()
-                rows[name] += len(flat)
-                sums[name] = sums.get(name, torch.zeros(())) + (grouped.mT @ grouped).cpu().double()
+    def observe(name: str, layer: Layer, _: object, output: Tensor) -> None:
+        def take(gradient: Tensor) -> None:
+            flat = as_rows(gradient.detach(), layer)
+            grouped = flat.reshape(len(flat), groups_of(layer), -1).transpose(0, 1).float()
+            rows[name] += len(flat)
+            sums[name] = sums.get(name, torch.zeros(())) + (grouped.mT @ grouped).cpu().double()
 
-            if output.requires_grad:
-                output.register_hook(take)  # type: ignore[no-untyped-call]  # as torch declares it
+        if output.requires_grad:
+            output.register_hook(take)  # type: ignore[no-untyped-call]  # as torch declares it
 
-        return observe
-
-    handles = [_layer(model, name).register_forward_hook(watch(name)) for name in rows]
+    handles = [_layer(model, name).register_forward_hook(partial(observe, name)) for name in rows]
     generator = torch.Generator().manual_seed(seed)
     with hooked(handles), untouched(model), torch.enable_grad():
         for parameter in model.parameters():
             parameter.grad = None
             parameter.requires_grad_(True)
-        for batch in inputs_of(batches):
-            logits = prediction_of(model(batch))
+        for batch in iterate_inputs(batches):
+            logits = extract_predictions(model(batch))
             labels = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
             F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()  # type: ignore[no-untyped-call]  # as torch declares it
     return {name: total / rows[name] for name, total in sums.items()}

@@ -1,6 +1,4 @@
-"""What a layer looks like from outside, and how a convolution's settings go to two factors."""
-
-from __future__ import annotations
+"""Shapes of layers, and the split of a convolution's settings between two factors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +12,7 @@ KernelSize = int | Sequence[int]
 
 
 def pair(kernel_size: KernelSize) -> tuple[int, int]:
-    """Height and width of a kernel."""
+    """Return the height and width of a kernel."""
     if isinstance(kernel_size, int):
         return kernel_size, kernel_size
     height, width = kernel_size
@@ -24,36 +22,36 @@ def pair(kernel_size: KernelSize) -> tuple[int, int]:
 def describe(
     layer: Layer, name: str | None = None, positions: int = 1, latent_positions: Mapping[str, int] | None = None
 ) -> LayerSpec:
-    """The shape of a layer; without sizes of its maps, for one position on each.
+    """Return the shape of a layer, by default for a single position on its maps.
 
     Args:
         layer: a convolution or a linear layer.
-        name: of it in the model; None for that of its type.
-        positions: outputs for one example.
-        latent_positions: scheme -> positions of the map between the two factors.
+        name: name of the layer in the model; None for the name of its type.
+        positions: number of output positions for one example.
+        latent_positions: scheme -> number of positions of the map between the two factors.
     """
-    said = type(layer).__name__ if name is None else name
+    label = type(layer).__name__ if name is None else name
     if isinstance(layer, nn.Linear):
-        return LayerSpec(said, "linear", layer.in_features, layer.out_features, positions)
+        return LayerSpec(label, "linear", layer.in_features, layer.out_features, positions)
     sizes, kernel = (layer.in_channels, layer.out_channels), pair(layer.kernel_size)
-    return LayerSpec(said, "conv2d", *sizes, positions, kernel, layer.groups, dict(latent_positions or {}))
+    return LayerSpec(label, "conv2d", *sizes, positions, kernel, layer.groups, dict(latent_positions or {}))
 
 
 def settings_of(convolution: nn.Conv2d) -> dict[str, Any]:
-    """What makes a convolution besides its channels and its weights."""
+    """Return the settings of a convolution other than its channels and weights."""
     names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return {name: getattr(convolution, name) for name in names}
 
 
-# What a factor has along an axis that is the other one's.
+# Settings of a factor along an axis that belongs to the other factor.
 NEUTRAL = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
 
 
 def split_settings(settings: Mapping[str, Any], scheme: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Deal the settings of a convolution out to its two factors, axis by axis.
+    """Split the settings of a convolution between its two factors, axis by axis.
 
-    Both together pad as the whole does, in any padding mode: the first factor has no bias, so what it makes of a
-    padded column is the padded column of what it makes.
+    Both factors together pad as the convolution does, in any padding mode: as the first factor has no bias, it commutes
+    with the padding along the second factor's axes.
     """
     factors = []
     for first in (True, False):
@@ -72,12 +70,12 @@ def split_settings(settings: Mapping[str, Any], scheme: str) -> tuple[dict[str, 
 
 
 def _by_axis(value: KernelSize, owned: Sequence[bool], neutral: int) -> tuple[int, ...]:
-    return tuple(own if mine else neutral for own, mine in zip(pair(value), owned, strict=True))
+    return tuple(setting if is_own else neutral for setting, is_own in zip(pair(value), owned, strict=True))
 
 
 def joined_settings(first: nn.Conv2d, second: nn.Conv2d, scheme: str) -> dict[str, Any]:
-    """The settings of the convolution that was dealt out to two factors."""
-    owners = [first if mine else second for mine in FIRST_AXES[scheme]]
+    """Return the settings of the convolution that two factors were split from."""
+    owners = [first if first_owns else second for first_owns in FIRST_AXES[scheme]]
     joined: dict[str, Any] = {"groups": first.groups, "padding_mode": owners[0].padding_mode}
     for name in NEUTRAL:
         values = [getattr(owner, name) for owner in owners]

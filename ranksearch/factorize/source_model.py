@@ -1,6 +1,4 @@
-"""The source model of a call: run, hooked and copied, and afterwards exactly as it was."""
-
-from __future__ import annotations
+"""Running, hooking and copying a source model without changing it."""
 
 import copy
 from collections import deque
@@ -15,31 +13,31 @@ from torch.utils.hooks import RemovableHandle
 
 from ranksearch.errors import UserError, first_line
 
-# How deep containers are searched for tensors that a module keeps beside its parameters and buffers.
+# Depth to which containers are searched for tensors that a module holds besides its parameters and buffers.
 NESTING = 4
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside `nn.DataParallel`, `DistributedDataParallel` and `torch.compile`, whose names plans use."""
+    """Unwrap `DataParallel`, `DistributedDataParallel` and `torch.compile`; plans use the names of the result."""
     while True:
         if isinstance(model, nn.DataParallel | DistributedDataParallel):
             model = model.module
         elif _is_compiled(model):
-            model = model._orig_mod  # type: ignore[assignment]  # a module, which nn.Module's __getattr__ leaves open
+            model = model._orig_mod  # type: ignore[assignment]  # a module, untyped in nn.Module.__getattr__
         else:
             return model
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    # By name, for the class lies behind an import of seconds.
+    # Checked by name, because importing the class takes seconds.
     return type(module).__name__ == "OptimizedModule" and isinstance(getattr(module, "_orig_mod", None), nn.Module)
 
 
 def require_ready(model: nn.Module) -> None:
-    """Raise if a model cannot be run and copied layer by layer.
+    """Raise unless a model can be run and copied layer by layer.
 
     Raises:
-        UserError: a lazy module has no weights yet, or a part of the model is compiled or scripted by itself.
+        UserError: a lazy module has no weights yet, or a part of the model is compiled or scripted separately.
     """
     for name, module in model.named_modules():
         called = f"'{name}'" if name else "the model"
@@ -47,14 +45,14 @@ def require_ready(model: nn.Module) -> None:
             if nn.parameter.is_lazy(tensor):
                 raise UserError(f"{called} is lazy, its '{weight}' has no shape yet: run the model once on an example")
         if _is_compiled(module):
-            raise UserError(f"{called} is compiled by itself, which hides its layers: compile the finished network")
+            raise UserError(f"{called} is compiled separately, which hides its layers: compile the finished network")
         if isinstance(module, torch.jit.ScriptModule):
             raise UserError(f"{called} is a TorchScript module, which hides its layers: give the Python module")
 
 
 @contextmanager
 def hooked(handles: list[RemovableHandle]) -> Iterator[None]:
-    """Take hooks away again at the end of the block."""
+    """Remove hooks at the end of the block."""
     try:
         yield
     finally:
@@ -64,24 +62,23 @@ def hooked(handles: list[RemovableHandle]) -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Run a model in eval mode inside the block, and put everything about it back at its end.
+    """Switch a model to eval mode inside the block, and restore its state at the end.
 
-    That is: modes, the values of all its tensors, gradients and their flags, hooks, and every attribute and container
-    that a forward may change. A module that was compiled in place runs as it was written.
+    The state is made up of modes, tensor values, gradients, ``requires_grad`` flags, hooks, and all attributes and
+    containers that a forward may change. A module that was compiled in place runs uncompiled.
 
     Raises:
         UserError: see `require_ready`.
     """
     require_ready(model)
-    modules = list(model.modules())
-    attributes = [(module, dict(vars(module))) for module in modules]
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
     containers = [pair for _, kept in attributes for pair in _containers(list(kept.values()), NESTING)]
     tensors = {id(tensor): tensor for _, kept in attributes for tensor in _tensors(kept, NESTING)}
     values = [(tensor, tensor.detach().clone()) for tensor in tensors.values() if not tensor.is_meta]
     gradients = [(weight, weight.requires_grad, weight.grad) for weight in model.parameters()]
     try:
         model.eval()
-        for module in modules:
+        for module, _ in attributes:
             if vars(module).get("_compiled_call_impl") is not None:
                 module._compiled_call_impl = None
         yield
@@ -93,7 +90,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             container.clear()
             container.update(entries) if isinstance(container, dict | set) else container.extend(entries)
         for tensor, before in values:
-            # Compared by value, for what is written through .data leaves no other trace.
+            # Compared by value, because a write through .data leaves no other trace.
             if not torch.equal(tensor, before):
                 with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                     tensor.detach().copy_(before)
@@ -104,7 +101,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 def _containers(value: Any, depth: int) -> Iterator[tuple[Any, Any]]:
-    """Dicts, lists and sets that are held, with a copy of what is in each."""
+    """Yield nested dicts, lists, sets and deques, each with a shallow copy."""
     if isinstance(value, dict | list | set | deque):
         yield value, value.copy()
     if depth and isinstance(value, dict | list | tuple | deque):
@@ -113,23 +110,23 @@ def _containers(value: Any, depth: int) -> Iterator[tuple[Any, Any]]:
 
 
 def clone(model: nn.Module, memo: Mapping[int, object] | None = None) -> nn.Module:
-    """Copy a model, tensors that it computed and keeps included, which `copy.deepcopy` by itself refuses.
+    """Copy a model, including non-leaf tensors that it holds, which `copy.deepcopy` alone rejects.
 
     Args:
-        model: is not touched.
-        memo: id of a module or tensor -> what the copy has in its place; see `copy.deepcopy`.
+        model: the model to copy; left unchanged.
+        memo: id of a module or tensor -> its replacement in the copy; see `copy.deepcopy`.
 
     Raises:
-        UserError: a module keeps something that cannot be copied; it is named.
+        UserError: a module holds an attribute that cannot be copied; the message names it.
     """
     replaced = dict(memo or {})
     for module in model.modules():
         for tensor in _tensors(vars(module), NESTING):
-            if not tensor.is_leaf:  # a weight that pruning or weight norm computed, or an output that was kept
+            if not tensor.is_leaf:  # a weight computed by pruning or weight norm, or a stored output
                 replaced.setdefault(id(tensor), tensor.detach().clone())
     try:
         return copy.deepcopy(model, replaced)
-    except Exception as error:  # whatever someone's own attribute raises
+    except Exception as error:  # a user-defined attribute may raise anything
         raise UserError(_uncopyable(model, error)) from error
 
 
@@ -142,7 +139,7 @@ def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
 
 
 def _uncopyable(model: nn.Module, error: Exception) -> str:
-    remedy = "take it out while the network is factorized, or give it a __deepcopy__"
+    remedy = "remove it while the network is factorized, or give it a __deepcopy__"
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             if attribute in ("_modules", "_parameters", "_buffers"):

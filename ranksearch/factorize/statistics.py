@@ -1,30 +1,51 @@
-"""What calibration keeps of a layer: first and second moments of its rows."""
+"""Calibration statistics of a layer: first and second moments of its rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-
-from ranksearch.factorize.patches import PatchMoments
 
 Layer = nn.Conv2d | nn.Linear
 
 
 def groups_of(layer: Layer) -> int:
-    """A layer's groups; 1 for linear layers."""
+    """Return the number of groups of a layer; 1 for linear layers."""
     return layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+
+class SecondMoments(Protocol):
+    """Interface of first and second moments of rows; `PatchMoments` implements it for patches."""
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether all moments are finite."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the rows, `[groups, size]`."""
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of the rows, `[groups, size, size]`."""
+
+    def __add__(self, other: Any) -> SecondMoments:
+        """Return the moments of both sets of rows combined."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """First and second moments of rows, group by group, in float64 on the CPU.
+    """First and second moments of rows per group, in float64 on the CPU.
 
     Attributes:
-        count: rows seen.
-        mean: `[groups, size]`.
+        count: number of rows.
+        mean: mean of the rows, `[groups, size]`.
         scatter: sum of outer products about the mean, `[groups, size, size]`.
     """
 
@@ -33,7 +54,7 @@ class Moments:
     scatter: Tensor
 
     def __add__(self, other: Moments) -> Moments:
-        """The moments of both sets of rows together (Chan et al., 1979)."""
+        """Return the moments of both sets of rows combined (Chan et al., 1979)."""
         if self.count == 0 or other.count == 0:
             return other if self.count == 0 else self
         total = self.count + other.count
@@ -43,37 +64,32 @@ class Moments:
 
     @property
     def finite(self) -> bool:
-        """Whether all numbers are."""
+        """Whether all moments are finite."""
         return bool(torch.isfinite(self.mean).all() and torch.isfinite(self.scatter).all())
 
     @property
     def covariance(self) -> Tensor:
-        """`[groups, size, size]`, divided by the count."""
+        """Covariance of the rows, normalized by the count, `[groups, size, size]`."""
         return self.scatter / max(self.count, 1)
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What calibration saw of one layer.
+    """Calibration statistics of one layer.
 
     Attributes:
-        side: whether the rows are the layer's outputs, or the inputs of its positions: where those are fewer numbers,
-            and where a kernel may be split.
-        halves: the moments of two disjoint halves of the examples, by which shrinkage is chosen.
+        side: whether the rows are the layer's outputs or the inputs of its positions; inputs are used if they are
+            smaller or the kernel may be split.
+        halves: moments of two disjoint halves of the examples, from which shrinkage is selected.
     """
 
     side: Literal["input", "output"]
-    halves: tuple[Moments | PatchMoments, Moments | PatchMoments]
+    halves: tuple[SecondMoments, SecondMoments]
 
     @property
-    def all(self) -> Moments | PatchMoments:
-        """The moments of all rows."""
-        first, second = self.halves
-        if isinstance(first, PatchMoments):
-            assert isinstance(second, PatchMoments)
-            return first + second
-        assert isinstance(second, Moments)
-        return first + second
+    def all(self) -> SecondMoments:
+        """Moments of all rows."""
+        return self.halves[0] + self.halves[1]
 
     @property
     def mean(self) -> Tensor:

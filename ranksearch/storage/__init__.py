@@ -1,5 +1,5 @@
-"""Where studies are kept. `conf/storage` points here, or at any Optuna storage."""
+"""Study storages; `conf/storage` refers to these, or to any Optuna storage."""
 
-from ranksearch.storage.opening import failures_told, journal, rdb, sqlite
+from ranksearch.storage.factory import journal, rdb, sqlite, storage_errors
 
-__all__ = ["failures_told", "journal", "rdb", "sqlite"]
+__all__ = ["journal", "rdb", "sqlite", "storage_errors"]

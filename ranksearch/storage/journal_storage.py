@@ -1,6 +1,4 @@
-"""Studies in a journal: a file that is only ever appended to, by many processes of one file system."""
-
-from __future__ import annotations
+"""Studies in a journal: an append-only file, shared by processes of one file system."""
 
 import os
 import weakref
@@ -14,29 +12,22 @@ from filelock import FileLock
 from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import JournalStorage
-from optuna.storages._heartbeat import BaseHeartbeat
-from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from ranksearch.errors import UserError, first_line, shorten
 from ranksearch.locks import require_lock
-from ranksearch.storage.in_place import require_in_place
-from ranksearch.storage.stale import SignsOfLife, take_up_again
+from ranksearch.results.attributes import HEARTBEAT
+from ranksearch.storage.file_identity import require_in_place
+from ranksearch.storage.optuna_private import BaseHeartbeat
+from ranksearch.storage.stale_trials import HeartbeatMonitor, requeue_stale_trial
 
-HEARTBEAT = "heartbeat"
-
-
-# What every line of a journal of Optuna's begins with.
+# First bytes of every line of an Optuna journal.
 FIRST = b'{"op_code":'
 
 
 def require_journal(path: Path) -> None:
-    """Raise if a file that stands is no journal of Optuna's; it is not written to.
-
-    Raises:
-        UserError: it is something else, or cannot be read.
-    """
+    """Raise UserError if an existing file is not an Optuna journal; the file is opened read-only."""
     try:
         with path.open("rb") as file:
             head = file.read(len(FIRST))
@@ -44,17 +35,16 @@ def require_journal(path: Path) -> None:
         return
     except OSError as error:
         raise UserError(f"the study journal {path} cannot be read ({error.strerror}): choose storage.path") from None
-    if not FIRST.startswith(head):  # or half a line of one, or nothing yet
-        raise UserError(f"{path} is no journal of Optuna's: choose another storage.path, or its own storage for it")
+    if not FIRST.startswith(head):  # an empty file or a partial first line passes
+        raise UserError(f"{path} is not an Optuna journal: choose another storage.path, or the storage that fits it")
 
 
 class Journal(JournalStorage, BaseHeartbeat):
-    """Optuna's journal storage with heartbeats: a trial counts up while it runs, and others watch it by their clocks.
+    """Optuna's journal storage with heartbeats: counters that other processes watch by their own clocks.
 
     Args:
-        path: of the file.
-        heartbeat_seconds: how often a running trial says that it is alive; one that has not for twice as long is ended,
-            and its plan is put back into the queue.
+        path: path of the file.
+        heartbeat_seconds: heartbeat interval; a trial silent for twice as long is failed, and its plan is requeued.
     """
 
     def __init__(self, path: Path, heartbeat_seconds: int) -> None:
@@ -62,20 +52,18 @@ class Journal(JournalStorage, BaseHeartbeat):
         self._path = path
         super().__init__(_JournalFile(path))
         self._heartbeat_seconds = heartbeat_seconds
-        self._beats, self._watch = count(), SignsOfLife()
+        self._beats, self._watch = count(), HeartbeatMonitor()
 
     def _sync_with_backend(self) -> None:
         try:
             super()._sync_with_backend()
-        except (ValueError, KeyError, TypeError, AttributeError, AssertionError, LookupError, RecursionError) as error:
-            reason = shorten(first_line(error), 120)
-            raise UserError(
-                f"the study journal {self._path} is damaged ({reason}): move it away, or take it from a backup"
-            ) from error
+        except (ValueError, TypeError, AttributeError, AssertionError, LookupError, RecursionError) as error:
+            damage = f"the study journal {self._path} is damaged ({shorten(first_line(error), 120)})"
+            raise UserError(f"{damage}: move it away, or restore it from a backup") from error
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Give a sign of life."""
-        with suppress(UpdateFinishedTrialError):  # it ended in between, or was ended by another that took it for dead
+        """Record a heartbeat of a trial."""
+        with suppress(UpdateFinishedTrialError):  # it has ended, or another process failed it as stale
             self.set_trial_system_attr(trial_id, HEARTBEAT, next(self._beats))
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
@@ -84,31 +72,31 @@ class Journal(JournalStorage, BaseHeartbeat):
         return self._watch.silent(signs, 2 * self._heartbeat_seconds)
 
     def get_heartbeat_interval(self) -> int:
-        """Seconds between two signs of life."""
+        """Return the heartbeat interval in seconds."""
         return self._heartbeat_seconds
 
     def get_heartbeat_stale_trial_callback(self) -> Callable[[Study, FrozenTrial], None]:
-        """What is done with trials that give none."""
-        return take_up_again
+        """Return the callback that requeues stale trials."""
+        return requeue_stale_trial
 
 
 class _JournalFile(JournalFileBackend):
-    """Optuna's journal file, under a lock that the system frees when its process is killed."""
+    """Optuna's journal file, with a lock that the operating system releases when its process is killed."""
 
     def __init__(self, path: Path) -> None:
         lock = _MendingLock(path)
         super().__init__(str(path), lock)
         self._path = path
-        held = os.open(path, os.O_RDONLY)  # so that the system gives no other file its number
+        held = os.open(path, os.O_RDONLY)  # prevents reuse of the inode number
         weakref.finalize(self, os.close, held)
-        self._known = lock.known = os.fstat(held)
+        self._opened = lock.opened = os.fstat(held)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # a generator
-        """Read the entries from a number on."""
-        require_in_place(self._path, self._known)
+        """Yield the log entries from an index on."""
+        require_in_place(self._path, self._opened)
         try:
             entries = list(super().read_logs(log_number_from))
-        except ValueError:  # a torn line was cut off while it was read; under the lock nobody does
+        except ValueError:  # a partial line was truncated during the read, which the lock prevents
             self._lock.acquire()
             try:
                 entries = list(super().read_logs(log_number_from))
@@ -117,25 +105,22 @@ class _JournalFile(JournalFileBackend):
         yield from entries
 
 
-class _MendingLock(BaseJournalFileLock):
-    """A lock whose holder finds a journal of whole lines.
-
-    A process that is killed while it writes, or finds no room, leaves half a line, which nobody has acted upon.
-    """
+class _MendingLock(JournalFileOpenLock):
+    """A lock that, when acquired, removes a partial last line, left by a process that was killed or had no space."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.known: os.stat_result | None = None  # the file, once there is one
+        self.opened: os.stat_result | None = None  # status of the opened file
         lock = path.with_name(path.name + ".ranksearch-lock")
         require_lock(lock)
         self._lock = FileLock(lock)
 
     def acquire(self) -> bool:
-        """Wait for the lock, and cut half a line off."""
+        """Wait for the lock, and truncate a partial last line."""
         self._lock.acquire()
         try:
-            if self.known is not None:
-                require_in_place(self._path, self.known)
+            if self.opened is not None:
+                require_in_place(self._path, self.opened)
         except UserError:
             self._lock.release()
             raise
@@ -148,5 +133,5 @@ class _MendingLock(BaseJournalFileLock):
         return True
 
     def release(self) -> None:
-        """Let the next one in."""
+        """Release the lock."""
         self._lock.release()

@@ -1,0 +1,1 @@
+"""How a budget is split over layers, from errors that are expected before any trial."""

@@ -1,0 +1,110 @@
+"""Closed-form plans: a few candidates per budget, of which the one closest to the dense network is chosen.
+
+No single sum of a plan's expected errors ranks plans well at every budget: an error of the pointwise scheme costs more
+accuracy than an equal error of a vertical or horizontal scheme, and at high speedups one layer with a large error costs
+more than many with small errors. Candidates are therefore allocated under several error metrics. The choice minimizes
+total error times divergence from the dense network's predictions on a few images without labels: once predictions have
+nearly collapsed, divergence says little about what fine-tuning recovers, while the errors still do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+
+from torch import Tensor, nn
+
+from ranksearch.allocation.decomposed_model import COMPARED_ON, DecomposedModel
+from ranksearch.allocation.lagrangian import allocate
+from ranksearch.batches import divergence, predict
+from ranksearch.errors import PlanError
+from ranksearch.plan import SCHEMES, RankPlan
+from ranksearch.search_space.space import Errors, SearchSpace
+
+# Scheme subsets that candidates are restricted to: equal errors of different schemes cost different accuracy.
+SUBSETS = (SCHEMES, ("full", "vertical", "horizontal"), ("full", "pointwise"), ("full",))
+# Powers of the errors that are summed; squares emphasize the layers with the largest errors.
+EXPONENTS = (1.0, 2.0)
+# Candidates whose total error exceeds this multiple of the lowest are discarded: divergence has never preferred one.
+HOPEFUL = 1.25
+
+
+def closed_form_budgets(space: SearchSpace, budget: int, count: int, first: int | None = None) -> list[int]:
+    """Return initial budgets, log-spaced from the constraint's budget down to `SearchSpace.lowest_budget`.
+
+    Args:
+        space: the search space.
+        budget: budget of the constraint.
+        count: number of budgets on the scale.
+        first: number of budgets to return, from the highest; None for all.
+    """
+    lowest = space.lowest_budget(budget)
+    step = (lowest / budget) ** (1 / max(count - 1, 1))
+    return [max(int(budget * step**index), lowest) for index in range(count if first is None else min(count, first))]
+
+
+def propose(space: SearchSpace, errors: Errors, budget: int) -> list[RankPlan]:
+    """Return the distinct plans of low total error within a budget, one per exponent and scheme subset.
+
+    Args:
+        space: the search space; a layer that has none of a subset's schemes keeps all of its own.
+        errors: layer name -> scheme -> expected error at rank 0, 1, ...
+        budget: budget of the whole network, at least the cost of the space's cheapest plan.
+    """
+
+    def powers(curves: Mapping[str, Sequence[float]], exponent: float) -> dict[str, list[float]]:
+        return {scheme: [error**exponent for error in curve] for scheme, curve in curves.items()}
+
+    views = [{layer: powers(curves, exponent) for layer, curves in errors.items()} for exponent in EXPONENTS]
+    plans = []
+    for schemes in SUBSETS:
+        restricted = space.restricted(schemes)
+        with suppress(PlanError):  # the budget may be out of reach of this subset
+            plans += [allocate(restricted, view, budget) for view in views]
+    return list(dict.fromkeys(plans))
+
+
+def choose(
+    plans: Sequence[RankPlan],
+    errors: Errors,
+    build: Callable[[RankPlan], nn.Module],
+    images: Sequence[Tensor],
+    dense: Tensor,
+) -> RankPlan:
+    """Return the plan with the lowest product of divergence and total expected error; ties go to the lower error.
+
+    Building networks dominates the run time, so plans of much higher error than the lowest are skipped.
+
+    Args:
+        plans: candidate plans, at least one.
+        errors: layer name -> scheme -> expected error at rank 0, 1, ...
+        build: function that builds a plan's network, in eval mode.
+        images: batches of images to predict on.
+        dense: the dense network's predictions for the images, from `predict`.
+    """
+    totals = {plan: total_error(plan, errors) for plan in plans}
+    lowest = min(totals.values())
+    candidates = [plan for plan, total in totals.items() if total <= HOPEFUL * lowest]
+    if len(candidates) == 1:
+        return candidates[0]
+
+    def objective(plan: RankPlan) -> tuple[float, float]:
+        return totals[plan] * divergence(predict(build(plan), images), dense), totals[plan]
+
+    return min(candidates, key=objective)
+
+
+def total_error(plan: RankPlan, errors: Errors) -> float:
+    """Return the sum of the expected errors of a plan's layers."""
+    return sum(errors[name][choice.scheme][choice.latent_size] for name, choice in plan)
+
+
+def closed_form(model: DecomposedModel, budgets: Sequence[int]) -> list[RankPlan]:
+    """Return one closed-form plan per budget; each takes a few passes over the calibration images.
+
+    Args:
+        model: the decomposed model.
+        budgets: budgets of the whole network, each at least the cost of the space's cheapest plan.
+    """
+    build, dense = partial(model.build, images=COMPARED_ON), model.reference.predictions
+    proposals = (propose(model.space, model.weighted_errors, budget) for budget in budgets)
+    return [choose(plans, model.errors, build, model.comparison, dense) for plans in proposals]

@@ -1,0 +1,1 @@
+"""Data sets as three disjoint splits, and batches of them."""

@@ -1,0 +1,1 @@
+"""What executes the deployed network, and how it is timed."""

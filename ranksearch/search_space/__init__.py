@@ -1,0 +1,1 @@
+"""What a plan may choose for each layer, and the constraint that it must meet."""
