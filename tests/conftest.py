@@ -1,4 +1,4 @@
-"""Shared pieces: a small trained network on real digits, and the problem that a search of it starts from."""
+"""Shared pieces: a small trained network on real digits, and the context that a search of it starts from."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ from hypothesis import settings
 from servers import SERVERS, Server
 from torch import nn
 
-from ranksearch.constraint import Constraint
-from ranksearch.cost import MacsCost
-from ranksearch.datasets import Splits, endless_batches
-from ranksearch.image_sets import digits
-from ranksearch.models import cifar_resnet
-from ranksearch.problem import CalibrationSettings, Problem, calibrate, describe_space
-from ranksearch.rules import SpaceSettings
+from ranksearch.cost.macs import MacsCost
+from ranksearch.data.builtin import digits
+from ranksearch.data.loaders import endless_batches
+from ranksearch.data.splits import Splits
+from ranksearch.models.cifar import cifar_resnet
+from ranksearch.search_space.constraint import Constraint
+from ranksearch.search_space.rules import SpaceSettings
 from ranksearch.storage import sqlite
-from ranksearch.training import Recipe, train
+from ranksearch.study.context import SearchContext, SearchInputs, build_context, build_search_space
+from ranksearch.study.settings import CalibrationSettings
+from ranksearch.training.loop import train
+from ranksearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from runs import Ran
@@ -58,26 +61,25 @@ def trained(splits: Splits) -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def base_problem(splits: Splits, trained: nn.Module) -> Problem:
-    space = describe_space(trained, splits, SpaceSettings(), MacsCost(), CPU)
+def base_context(splits: Splits, trained: nn.Module) -> SearchContext:
+    space = build_search_space(trained, splits, SpaceSettings(), MacsCost(), CPU)
     budget = Constraint(1.5).budget(space)
-    return calibrate(
-        trained, splits, space, CalibrationSettings(256, 64), budget, Recipe(2, learning_rate=0.01), 0, CPU
-    )
+    inputs = SearchInputs(trained, splits, space, budget, Recipe(2, learning_rate=0.01), 0, CPU)
+    return build_context(inputs, CalibrationSettings(256, 64))
 
 
 @pytest.fixture
-def problem(base_problem: Problem) -> Problem:
-    return dataclasses.replace(base_problem)
+def context(base_context: SearchContext) -> SearchContext:
+    return dataclasses.replace(base_context)
 
 
 @pytest.fixture(scope="session")
-def searched(base_problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+def searched(base_context: SearchContext, tmp_path_factory: pytest.TempPathFactory) -> Searched:
     """A study that was searched; tests must not change it, but for its pages."""
     from studies import search_small  # which imports what few tests need
 
     outputs = tmp_path_factory.mktemp("outputs")
-    return search_small(base_problem, outputs, sqlite(str(outputs / "ranksearch.db")))
+    return search_small(base_context, outputs, sqlite(str(outputs / "ranksearch.db")))
 
 
 @pytest.fixture(scope="session")

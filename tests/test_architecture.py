@@ -1,67 +1,47 @@
-"""Imports run one way, and each outside package has its one home."""
+"""Import chains are short and without cycles, and each outside package has its one home.
+
+That imports go down only is a contract in `pyproject.toml`, which `make check` holds with import-linter.
+"""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import pkgutil
 import re
+from functools import cache
 from pathlib import Path
 
+import grimp
 import pytest
 from conftest import ROOT
 
+import ranksearch
+
 PACKAGE = ROOT / "ranksearch"
-TEXT = (ROOT / "docs" / "architecture.md").read_text()
-
-
-def table(heading: str, names_in: int) -> list[list[str]]:
-    """The modules that each row under a heading names, from the ground up."""
-    section = TEXT.split(heading)[1].split("\n#")[0]
-    rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| ")][1:]
-    return [[name.rstrip("/") for name in re.findall(r"`([\w/]+)`", row[names_in])] for row in rows]
-
-
-# A module may import from any row above its own, and from modules named in its own row never.
-FLOORS = [*table("## The rooms", 1), ["__main__"]]
-INSIDE = {room: table(f"### Inside `{room}/`", 0) for room in ("factorize", "review")}
+# Modules of the longest chain of imports, at most.
+LONGEST_CHAIN = 14
 HOMES = {
-    "hydra": {"app", "building", "callback", "composing"},
-    "omegaconf": {"app", "callback", "composing"},
-    "yaml": {"composing"},
-    "torchvision": {"models", "pretrained", "image_sets", "image_folders"},
-    "timm": {"pretrained"},
-    "sklearn": {"image_sets"},
-    "optuna": {
-        "sampler",
-        "experience",
-        "guided",
-        "queueing",
-        "storage",
-        "records",
-        "study",
-        "search",
-        "facts",
-        "review",
-        "afterwards",
-        "tasks",
-        "building",
-        "preparing",
-        "app",
-    },
-    "matplotlib": {"pictures"},
-    "plotly": {"review"},
-    "optuna_dashboard": {"review"},
-    "jinja2": {"review"},
-    "rich": {"terminal"},
-    "plotext": {"terminal"},
+    "hydra": {"cli"},
+    "omegaconf": {"cli"},
+    "yaml": {"cli"},
+    "torchvision": {"models", "data"},
+    "timm": {"models"},
+    "sklearn": {"data"},
+    "optuna": {"samplers", "results", "storage", "study", "report", "cli"},
+    "matplotlib": {"report"},
+    "plotly": {"report"},
+    "optuna_dashboard": {"report"},
+    "jinja2": {"report"},
+    "rich": {"cli"},
     "sqlalchemy": {"storage"},
     "filelock": {"locks", "storage"},
-    "onnxruntime": {"export"},
-    "onnxscript": {"export"},
+    "onnxruntime": {"formats"},
+    "onnxscript": {"formats"},
 }
 
 
-def names_imported(file: Path) -> set[str]:
+def imported(file: Path) -> set[str]:
     """Dotted names that a file imports."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
@@ -69,64 +49,46 @@ def names_imported(file: Path) -> set[str]:
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module or "")
-            names.update(f"{node.module}.{alias.name}" for alias in node.names if node.module == "ranksearch")
     return names
 
 
-def imports() -> dict[str, set[str]]:
-    """Room -> dotted names that its files import; a room is a module, or the whole of `factorize`."""
-    found: dict[str, set[str]] = {}
-    for file in PACKAGE.rglob("*.py"):
-        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        found.setdefault(room, set()).update(names_imported(file))
-    return found
+def test_chains_of_imports_are_short_and_have_no_cycle() -> None:
+    graph = grimp.build_graph("ranksearch", cache_dir=None, exclude_type_checking_imports=True)
+    waiting: set[str] = set()
+
+    @cache
+    def chain(module: str) -> int:
+        assert module not in waiting, f"{module} imports itself in the end"
+        waiting.add(module)
+        below = [name for name in graph.find_modules_directly_imported_by(module) if name.startswith("ranksearch")]
+        longest = 1 + max((chain(name) for name in below), default=0)
+        waiting.discard(module)
+        return longest
+
+    assert max(chain(module) for module in graph.modules) <= LONGEST_CHAIN
 
 
-def below(floors: list[list[str]], room: str) -> set[str]:
-    """All rooms that stand in rows above that of a room."""
-    [row] = [index for index, floor in enumerate(floors) if room in floor]
-    return {other for floor in floors[:row] for other in floor}
-
-
-def test_every_room_has_one_floor() -> None:
-    named = [room for floor in FLOORS for room in floor]
-    assert sorted(named) == sorted(set(imports()) - {"__init__"})
-
-
-@pytest.mark.parametrize("room", [room for floor in FLOORS for room in floor])
-def test_imports_run_one_way(room: str) -> None:
-    used = {name.split(".")[1] for name in imports()[room] if name.startswith("ranksearch.")} - {room}
-    assert used <= below(FLOORS, room)
-
-
-@pytest.mark.parametrize("room", INSIDE)
-def test_imports_run_one_way_inside_a_room(room: str) -> None:
-    files = {file.stem: file for file in (PACKAGE / room).glob("*.py") if file.stem != "__init__"}
-    named = [name for floor in INSIDE[room] for name in floor if name != "templates"]
-    assert sorted(named) == sorted(files)
-    flat = [[name] for floor in INSIDE[room] for name in floor]  # in the order of reading, within a row as well
-    for name, file in files.items():
-        prefix = f"ranksearch.{room}."
-        used = {found.split(".")[2] for found in names_imported(file) if found.startswith(prefix)} & set(files)
-        assert used <= below(flat, name), name
-
-
-def test_the_picture_names_modules_that_there_are() -> None:
-    shown = re.findall(r'class="m"[^>]*>([^<]+)<', (ROOT / "docs" / "flow.svg").read_text())
-    named = {name for line in shown for name in line.split()}
-    assert len(named) > 30
-    assert named <= set(imports())
+def test_no_package_hides_a_public_function() -> None:
+    for module in pkgutil.walk_packages(ranksearch.__path__, "ranksearch."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in ranksearch.__all__:
+        assert callable(getattr(ranksearch, name)), name
 
 
 @pytest.mark.parametrize("package", HOMES)
 def test_outside_packages_are_imported_in_their_homes_only(package: str) -> None:
-    users = {room for room, names in imports().items() if any(name.split(".")[0] == package for name in names)}
+    users = {
+        file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for file in PACKAGE.rglob("*.py")
+        if any(name.split(".")[0] == package for name in imported(file))
+    }
     assert users <= HOMES[package]
 
 
 def test_no_file_is_for_odds_and_ends() -> None:
     words = {part for file in PACKAGE.rglob("*.py") for part in file.stem.split("_")}
-    assert not words & {"util", "utils", "helper", "helpers", "common", "misc", "tools", "base"}
+    assert not words & {"util", "utils", "helper", "helpers", "common", "misc", "tools"}
 
 
 def test_every_target_of_the_configs_exists() -> None:
@@ -147,7 +109,7 @@ def test_nothing_that_could_hold_code_is_unpickled() -> None:
                 }.items(), file
             if isinstance(node, ast.Call):
                 assert ast.unparse(node.func) not in ("pickle.load", "pickle.loads", "pickle.Unpickler"), file
-        assert not names_imported(file) & {"dill", "cloudpickle", "joblib", "shelve", "marshal"}, file
+        assert not imported(file) & {"dill", "cloudpickle", "joblib", "shelve", "marshal"}, file
 
 
 def test_every_exemption_has_its_reason_beside_it() -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ranksearch
 from ranksearch import DataError, LayerChoice, RankPlan, UserError
-from ranksearch.batches import all_inputs, divergence, inputs_of, predict, prediction_of
+from ranksearch.batches import collect_inputs, divergence, extract_predictions, iterate_inputs, predict
 
 IMAGES = torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.zeros(48, dtype=torch.long)
@@ -45,7 +45,7 @@ def test_every_way_of_giving_images_gives_the_same(way: str) -> None:
     expected = ranksearch.find_plan(model, list(IMAGES.split(16)), 1.3)
     assert ranksearch.find_plan(model, WAYS[way](), 1.3) == expected
     with torch.no_grad():
-        first, other = (ranksearch.apply(plan, model, given)(IMAGES) for given in (IMAGES.split(16), WAYS[way]()))
+        first, other = (ranksearch.apply_plan(plan, model, given)(IMAGES) for given in (IMAGES.split(16), WAYS[way]()))
     assert torch.equal(first, other)
     statistics = [
         ranksearch.collect_statistics(model, given, ["body"])["body"] for given in (IMAGES.split(16), WAYS[way]())
@@ -54,7 +54,7 @@ def test_every_way_of_giving_images_gives_the_same(way: str) -> None:
 
 
 def test_one_tensor_is_one_batch() -> None:
-    assert [len(batch) for batch in inputs_of(IMAGES)] == [48]
+    assert [len(batch) for batch in iterate_inputs(IMAGES)] == [48]
 
 
 @pytest.mark.parametrize(
@@ -65,15 +65,15 @@ def test_one_tensor_is_one_batch() -> None:
         ([IMAGES.numpy()], r"batch 0 is a ndarray: give"),
         ([None], r"batch 0 is None: give"),
         ([()], r"batch 0 is a tuple of nothing"),
-        (5, r"batches of type int cannot be gone through: give a list or a DataLoader"),
+        (5, r"batches of type int are not iterable: give a list or a DataLoader"),
         ([], r"0 images are too few to plan on: give 8 or more"),
         ([IMAGES[:0]], r"0 images are too few"),
-        ([IMAGES, IMAGES[..., :8]], r"examples of shapes \[3, 12, 12\] and \[3, 12, 8\]: give them one size"),
+        ([IMAGES, IMAGES[..., :8]], r"examples of shapes \[3, 12, 12\] and \[3, 12, 8\]: make them equal"),
     ],
 )
 def test_what_is_no_batch_is_named(given: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        all_inputs(given, 8, "plan on")
+        collect_inputs(given, 8, "plan on")
     with pytest.raises(UserError):
         ranksearch.find_plan(Net().eval(), given, 1.3)
 
@@ -98,17 +98,17 @@ class Answer:
 def test_the_predictions_are_found_in_any_answer(wrap: Callable[[Tensor], Any]) -> None:
     plain, wrapped = Net().eval(), Net(wrap).eval()
     with torch.no_grad():
-        assert torch.equal(prediction_of(wrapped(IMAGES)), plain(IMAGES))
+        assert torch.equal(extract_predictions(wrapped(IMAGES)), plain(IMAGES))
     assert ranksearch.find_plan(wrapped, [IMAGES], 1.3) == ranksearch.find_plan(plain, [IMAGES], 1.3)
 
 
 @pytest.mark.parametrize(
     ("wrap", "said"),
     [
-        (lambda logits: None, "the model answers with None: return a tensor of floats"),
-        (lambda logits: logits.argmax(1), r"the model answers with a tensor \[\d+\] of int64"),
-        (lambda logits: {"boxes": []}, "the model answers with a dict with boxes"),
-        (lambda logits: "a dog", "the model answers with a str"),
+        (lambda logits: None, "the model returns None: return a tensor of floats"),
+        (lambda logits: logits.argmax(1), r"the model returns a tensor \[\d+\] of int64"),
+        (lambda logits: {"boxes": []}, "the model returns a dict with boxes"),
+        (lambda logits: "a dog", "the model returns a str"),
     ],
 )
 def test_an_answer_without_predictions_is_named(wrap: Callable[[Tensor], Any], said: str) -> None:

@@ -41,7 +41,7 @@ def test_ranks_are_whole_groups_and_at_least_one_of_each(
     assert rank % groups == 0
     assert groups <= rank <= max(groups, share * min(wide, narrow) * groups)
     if size % groups:
-        with pytest.raises(PlanError, match=f"no multiple of its {groups} groups: use {spec.whole_groups(size)}"):
+        with pytest.raises(PlanError, match=f"not a multiple of its {groups} groups: use {spec.whole_groups(size)}"):
             spec.rank(size)
     else:
         assert spec.rank(size) == size
@@ -59,7 +59,7 @@ def test_both_factors_together_have_the_whole_kernel(height: int, width: int, sc
     [
         (LayerSpec("conv", "conv2d", 8, 8, 9), "vertical", "'vertical' does not fit 'conv' .no kernel.*: use full"),
         (LayerSpec("fc", "linear", 8, 8, 1), "pointwise", "'pointwise' does not fit 'fc' .no kernel.*: use full"),
-        (LayerSpec("strip", "conv2d", 8, 8, 9, (1, 7)), "horizontal", "1x7 is a strip itself.: use full or pointwise"),
+        (LayerSpec("strip", "conv2d", 8, 8, 9, (1, 7)), "horizontal", "1x7 is already a strip.: use full or pointwise"),
         (LayerSpec("depthwise", "conv2d", 8, 8, 9, (3, 3), 8), "vertical", "one channel each.: use full"),
         (LayerSpec("conv", "conv2d", 8, 8, 9, (3, 3)), "diagonal", "'diagonal' is unknown: use one of full, vertical"),
     ],
@@ -133,9 +133,9 @@ def test_layers_of_impossible_shapes_are_named(wrong: dict[str, int], said: str)
 @pytest.mark.parametrize(
     ("layers", "said"),
     [
-        ([], "layers of type list are no plan: give a choice for each layer's name"),
-        ({"a": 4}, "plan entry 4 of 'a' is no choice: give 'scheme' and 'latent_size' alone"),
-        ({"a": {"scheme": "full"}}, "is no choice"),
+        ([], "layers of type list are not a plan: give a choice for each layer"),
+        ({"a": 4}, "plan entry 4 of 'a' is not a choice: give only 'scheme' and 'latent_size'"),
+        ({"a": {"scheme": "full"}}, "is not a choice"),
         ({"a": {"scheme": "full", "latent_size": 0}}, "latent size 0 of a plan is out of range: give an int >= 1"),
         ({"a": {"scheme": "full", "latent_size": 0.5}}, "latent size 0.5 of a plan is out of range"),
         ({"a": {"scheme": "full", "latent_size": True}}, "latent size True of a plan is out of range"),

@@ -35,6 +35,11 @@ def test_every_public_name_is_there_and_documented(package: object) -> None:
         assert inspect.getdoc(getattr(package, name)), name
 
 
+@pytest.mark.parametrize("module", ["ranksearch", "ranksearch.results", "ranksearch.cli.modes.report"])
+def test_reading_a_finished_study_loads_no_torch(module: str) -> None:
+    assert "torch" not in loaded(f"import {module}")
+
+
 def test_importing_it_loads_torch_and_safetensors_alone() -> None:
     extra = loaded("import ranksearch, ranksearch.factorize") - loaded(LIGHT) - set(sys.stdlib_module_names)
     assert {name for name in extra if not name.startswith("_")} == {"ranksearch"}

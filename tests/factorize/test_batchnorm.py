@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from residual import PLANS, decomposed, residual
 from torch import Tensor, nn
 
-from ranksearch.calibrated import DenseReference
+from ranksearch.allocation.decomposed_model import DenseReference
 from ranksearch.errors import DataError
 from ranksearch.factorize import (
     adapt_batchnorm,
@@ -23,7 +23,7 @@ from ranksearch.factorize import (
 )
 from ranksearch.factorize.batchnorm import SHARES, STORED, NormStatistics, mixed, moved, norms_of
 from ranksearch.plan import LayerChoice, RankPlan
-from ranksearch.problem import Problem
+from ranksearch.study.context import SearchContext
 
 
 @st.composite
@@ -52,13 +52,13 @@ def test_the_mean_moves_by_the_difference_and_the_variance_by_the_quotient(data:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_nothing_changes_where_nothing_is_factorized(training: bool, problem: Problem) -> None:
-    model = copy.deepcopy(problem.model).train(training)
+def test_nothing_changes_where_nothing_is_factorized(training: bool, context: SearchContext) -> None:
+    model = copy.deepcopy(context.model).train(training)
     network = factorized_like(model, RankPlan())
-    reference = DenseReference.from_model(model, problem.calibration, problem.comparison)
+    reference = DenseReference.from_model(model, context.calibration, context.comparison)
     reference.adapt(network)
     assert model.training == training
-    for built in (network, problem.build(RankPlan())):
+    for built in (network, context.build(RankPlan())):
         for name, value in model.state_dict().items():
             assert torch.equal(built.state_dict()[name], value), name
 
@@ -84,7 +84,7 @@ def test_norms_that_are_called_twice_or_never_keep_their_counters_and_the_latter
     import ranksearch
 
     model, images = Twice().eval(), [torch.randn(20, 3, 8, 8) for _ in range(2)]
-    network = ranksearch.apply(plan, model, images)
+    network = ranksearch.apply_plan(plan, model, images)
     for norm in ("norm", "aux"):
         assert int(network.get_submodule(norm).num_batches_tracked) == 777
     assert torch.equal(network.aux.running_mean, model.aux.running_mean)
@@ -171,6 +171,6 @@ def test_a_last_batch_of_one_example_is_left_out_and_single_ones_are_refused_wit
     recalibrate_batchnorm(alone, rows[:8].split(4))
     assert torch.equal(model.norm.running_mean, alone.norm.running_mean)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(DataError, match="1 example says nothing of a variance: give batches of 2 or more"):
+    with pytest.raises(DataError, match="1 example is too few for a variance: give batches of 2 or more"):
         recalibrate_batchnorm(model, rows.split(1))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -14,14 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ranksearch.errors import DataError
-from ranksearch.factorize import (
-    FactorizedConv2d,
-    collect_sensitivities,
-    collect_statistics,
-    decompose,
-    factorize_model,
-)
-from ranksearch.factorize.full import TIE_BREAK, decompose_fully
+from ranksearch.factorize import FactorizedConv2d, collect_sensitivities, collect_statistics, decompose, factorize_model
+from ranksearch.factorize.pca import TIE_BREAK, decompose_pca
 from ranksearch.factorize.shapes import describe
 from ranksearch.plan import SCHEMES, LayerChoice, RankPlan
 
@@ -95,7 +89,7 @@ def inputs_as_rows(layer: nn.Conv2d | nn.Linear, inputs: Tensor) -> Tensor:
 def factorized(case: Case, rank: int, shrinkage: float | None = TIE_BREAK) -> nn.Module:
     root = nn.Sequential(case.layer)
     statistics = collect_statistics(root, [case.inputs], ["0"])
-    decompositions = {"0": {"full": decompose_fully(case.layer, statistics["0"], shrinkage=shrinkage)}}
+    decompositions = {"0": {"full": decompose_pca(case.layer, statistics["0"], shrinkage=shrinkage)}}
     return factorize_model(root, RankPlan({"0": LayerChoice(rank)}), decompositions)
 
 
@@ -106,7 +100,7 @@ def truncation_error(exact: Tensor, approximate: Tensor) -> float:
 @given(cases(), st.sampled_from([SCHEMES, ("full",)]))
 def test_truncation_error_is_the_measured_error(case: Case, schemes: tuple[str, ...]) -> None:
     statistics = collect_statistics(nn.Sequential(case.layer), [case.inputs], ["0"], schemes)["0"]
-    errors = decompose_fully(case.layer, statistics).truncation_errors()
+    errors = decompose_pca(case.layer, statistics).truncation_errors()
     exact = outputs_as_rows(case.layer, case.inputs)
     spec = describe(case.layer)
     for rank in range(spec.groups, spec.break_even_rank() + 1, spec.groups):
@@ -135,7 +129,7 @@ def test_the_closed_form_is_reduced_rank_regression(case: Case) -> None:
 @given(cases())
 def test_full_rank_reproduces_the_layer(case: Case) -> None:
     statistics = collect_statistics(nn.Sequential(case.layer), [case.inputs], ["0"])["0"]
-    decomposition = decompose_fully(case.layer, statistics, shrinkage=TIE_BREAK)
+    decomposition = decompose_pca(case.layer, statistics, shrinkage=TIE_BREAK)
     weight = case.layer.weight.detach()
     bias = torch.zeros(len(weight)).double() if case.layer.bias is None else case.layer.bias.detach()
     groups = describe(case.layer).groups
@@ -149,7 +143,7 @@ def test_full_rank_reproduces_the_layer(case: Case) -> None:
 @given(cases())
 def test_errors_never_grow_with_rank(case: Case) -> None:
     statistics = collect_statistics(nn.Sequential(case.layer), [case.inputs], ["0"])["0"]
-    errors = decompose_fully(case.layer, statistics, shrinkage=TIE_BREAK).truncation_errors()
+    errors = decompose_pca(case.layer, statistics, shrinkage=TIE_BREAK).truncation_errors()
     assert errors[0] == pytest.approx(1)
     assert errors[-1] == 0
     assert all(after <= before for before, after in itertools.pairwise(errors))
@@ -208,7 +202,7 @@ def test_loss_aware_factors_are_the_best_for_the_weighted_error() -> None:
     root = torch.randn(5, 5).double()
     sensitivity = (root @ root.T)[None]
     statistics = collect_statistics(nn.Sequential(layer), [inputs], ["0"])["0"]
-    decomposition = decompose_fully(layer, statistics, sensitivity)
+    decomposition = decompose_pca(layer, statistics, sensitivity)
     exact = outputs_as_rows(layer, inputs)
 
     def weighted(found: Tensor) -> Tensor:

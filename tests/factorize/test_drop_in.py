@@ -94,7 +94,7 @@ class Walk(nn.Module):
 def test_code_that_asks_for_types_finds_every_factorized_layer(name: str, size: int) -> None:
     torch.manual_seed(0)
     model, images = Walk().eval(), torch.randn(16, 3, 16, 16)
-    network = ranksearch.apply(RankPlan({name: LayerChoice(size)}), model, [images])
+    network = ranksearch.apply_plan(RankPlan({name: LayerChoice(size)}), model, [images])
     runs: list[int] = []
     network.get_submodule(name).register_forward_hook(lambda *_: runs.append(1))
     with torch.no_grad():
@@ -106,10 +106,10 @@ def test_code_that_asks_for_types_finds_every_factorized_layer(name: str, size: 
 def test_a_factorized_network_is_profiled_by_its_factors_and_not_by_what_they_stand_for() -> None:
     torch.manual_seed(0)
     model, images = Walk().eval(), torch.randn(16, 3, 16, 16)
-    network = ranksearch.apply(RankPlan({"body.3": LayerChoice(4)}), model, [images])
+    network = ranksearch.apply_plan(RankPlan({"body.3": LayerChoice(4)}), model, [images])
     profile = profile_layers(network, images[:1])
     assert "body.3" not in profile.skipped
-    assert profile.skipped["body.3.module0"] == "a factor of a layer that is factorized"
+    assert profile.skipped["body.3.module0"] == "a factor of a factorized layer"
     assert "body.3" not in [spec.name for spec in profile.layers]
 
 

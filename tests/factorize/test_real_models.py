@@ -13,7 +13,8 @@ import torch.nn.utils.prune
 import torchvision
 from torch import nn
 
-from ranksearch.cost import MacsCost, NetworkCost, count_macs
+from ranksearch.cost.base import NetworkCost
+from ranksearch.cost.macs import MacsCost, count_macs
 from ranksearch.factorize import (
     FactorizedConv2d,
     FactorizedLinear,
@@ -23,8 +24,8 @@ from ranksearch.factorize import (
     factorize_model,
     profile_layers,
 )
-from ranksearch.factorize.full import decompose_fully
-from ranksearch.factorize.solver import truncation_error
+from ranksearch.factorize.functional import truncation_error
+from ranksearch.factorize.pca import decompose_pca
 from ranksearch.plan import LayerChoice, RankPlan
 
 NAMES = [
@@ -92,7 +93,7 @@ def test_a_plan_builds_a_network_that_runs_at_its_cost(name: str) -> None:
     with torch.no_grad():
         assert bool(torch.isfinite(result(images)).all())
     cost = NetworkCost(MacsCost(), count_macs(model, SHAPE), {spec.name: spec for spec in profiled(name).layers})
-    assert count_macs(result, SHAPE) == cost.of(plan) < cost.dense
+    assert count_macs(result, SHAPE) == cost.total(plan) < cost.dense
     replaced = {
         layer for layer, module in result.named_modules() if isinstance(module, FactorizedConv2d | FactorizedLinear)
     }
@@ -158,7 +159,7 @@ def test_a_saved_state_holds_its_own_numbers_only() -> None:
 def test_other_dtypes_are_kept(dtype: torch.dtype, precision: float) -> None:
     torch.manual_seed(0)
     model, images = nn.Sequential(nn.Conv2d(8, 12, 3)).to(dtype), torch.randn(4, 8, 9, 9).to(dtype)
-    decomposition = decompose_fully(model[0], collect_statistics(model, [images], ["0"])["0"])
+    decomposition = decompose_pca(model[0], collect_statistics(model, [images], ["0"])["0"])
     result = factorize_model(model, RankPlan({"0": LayerChoice(8)}), {"0": {"full": decomposition}})
     assert {tensor.dtype for tensor in result.state_dict().values()} == {dtype}
     with torch.no_grad():

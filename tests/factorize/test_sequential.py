@@ -12,17 +12,13 @@ from residual import PLANS, decomposed, output_of, residual, smooth
 from strategies import convolutions
 from torch import Tensor, nn
 
+from ranksearch.allocation.lagrangian import allocate
 from ranksearch.batches import divergence, predict
-from ranksearch.factorize import (
-    factorize_model,
-    factorize_sequentially,
-    profile_layers,
-    recalibrate_batchnorm,
-)
+from ranksearch.factorize import factorize_model, factorize_sequentially, profile_layers, recalibrate_batchnorm
 from ranksearch.factorize.batchnorm import norms_of
-from ranksearch.factorize.solver import truncation_error
+from ranksearch.factorize.functional import truncation_error
 from ranksearch.plan import LayerChoice, RankPlan
-from ranksearch.problem import Problem
+from ranksearch.study.context import SearchContext
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -42,17 +38,17 @@ def test_a_layer_makes_good_what_the_layers_before_it_lost(name: str) -> None:
 
 
 @pytest.mark.parametrize("speedup", [3, 5, 8])
-def test_a_trained_network_comes_nearer_to_its_dense_one(problem: Problem, speedup: float) -> None:
-    plan = problem.space.allocate(problem.errors, int(problem.space.cost.dense / speedup))
-    images = torch.cat(problem.calibration)
+def test_a_trained_network_comes_nearer_to_its_dense_one(context: SearchContext, speedup: float) -> None:
+    plan = allocate(context.space, context.errors, int(context.space.cost.dense / speedup))
+    images = torch.cat(context.calibration)
     networks = (
-        factorize_model(problem.model, plan, problem.decompositions),
-        factorize_sequentially(problem.model, plan, problem.decompositions, images),
+        factorize_model(context.model, plan, context.decompositions),
+        factorize_sequentially(context.model, plan, context.decompositions, images),
     )
     for network in networks:
-        recalibrate_batchnorm(network, problem.calibration)
-    dense = predict(problem.model, problem.comparison)
-    one_shot, in_turn = (divergence(predict(network, problem.comparison), dense) for network in networks)
+        recalibrate_batchnorm(network, context.calibration)
+    dense = predict(context.model, context.comparison)
+    one_shot, in_turn = (divergence(predict(network, context.comparison), dense) for network in networks)
     assert in_turn < one_shot
 
 
@@ -147,8 +143,8 @@ def test_a_sensitivity_weighs_the_errors() -> None:
     layer, images = nn.Conv2d(6, 8, 3, bias=False).double(), smooth(64).double()
     weights = torch.diag(torch.tensor([100.0] + 7 * [1e-2])).double()[None]
     plan = RankPlan({"": LayerChoice(1)})
-    plain, weighed = (factorize_sequentially(layer, plan, {}, images, given) for given in (None, {"": weights}))
+    plain, weighted = (factorize_sequentially(layer, plan, {}, images, given) for given in (None, {"": weights}))
     with torch.no_grad():
         dense = layer(images)
-        first = [truncation_error(dense[:, :1], network(images)[:, :1], axis=1) for network in (plain, weighed)]
+        first = [truncation_error(dense[:, :1], network(images)[:, :1], axis=1) for network in (plain, weighted)]
     assert first[1] < 0.01 < first[0]

@@ -10,12 +10,8 @@ from residual import PLANS, Residual, decomposed, residual, smooth
 from torch import Tensor, nn
 
 from ranksearch.errors import PlanError
-from ranksearch.factorize import (
-    decompose_schemes,
-    factorize_model,
-    factorize_sequentially,
-)
-from ranksearch.factorize.solver import truncation_error
+from ranksearch.factorize import decompose_schemes, factorize_model, factorize_sequentially
+from ranksearch.factorize.functional import truncation_error
 from ranksearch.plan import LayerChoice, RankPlan
 
 

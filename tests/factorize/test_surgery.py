@@ -18,7 +18,7 @@ from ranksearch.factorize import (
     factorize_model,
     profile_layers,
 )
-from ranksearch.factorize.solver import truncation_error
+from ranksearch.factorize.functional import truncation_error
 from ranksearch.plan import LayerChoice, RankPlan
 
 
@@ -52,13 +52,13 @@ def test_profile_names_every_layer_once_and_says_why_others_are_skipped() -> Non
     assert set(profile.skipped) == {"depthwise", "tiny", "read"}
     assert "nothing to share" in profile.skipped["depthwise"]
     assert "never called" in profile.skipped["read"]
-    assert "no latent size saves MACs" in profile.skipped["tiny"]
+    assert "too small for any latent size to save MACs" in profile.skipped["tiny"]
 
 
 def test_a_layer_whose_maps_leave_no_scheme_is_skipped() -> None:
     model = nn.Sequential(nn.Conv2d(8, 1, 3, stride=4), nn.Conv2d(1, 8, 3, padding=1))
     profile = profile_layers(model, torch.empty(2, 8, 11, 11))
-    assert "no latent size saves MACs" in profile.skipped["0"]
+    assert "too small for any latent size to save MACs" in profile.skipped["0"]
     assert all(spec.schemes for spec in profile.layers)
 
 
@@ -156,7 +156,7 @@ def test_a_factorized_model_is_not_factorized_again() -> None:
     result = factorize_model(model, plan, decomposed(model, inputs, ["head"]))
     with pytest.raises(PlanError, match="not a plain"):
         factorize_model(result, plan, {})
-    with pytest.raises(PlanError, match=r"'head.module1' cannot be factorized \(a factor of a layer"):
+    with pytest.raises(PlanError, match=r"'head.module1' cannot be factorized \(a factor of a factorized layer"):
         factorize_model(result, RankPlan({"head.module1": LayerChoice(1)}), {})
     again = profile_layers(result, inputs)
     assert [spec.name for spec in again.layers] == ["stem", "twice.0"]
@@ -193,7 +193,7 @@ class Reader(nn.Module):
 def test_layers_that_others_depend_on_are_named_and_odd_forwards_are_no_obstacle() -> None:
     profile = profile_layers(Reader(), torch.empty(4, 16))
     assert [spec.name for spec in profile.layers] == ["plain"]
-    assert "also read by other code" in profile.skipped["read"]
+    assert "also read by code outside the layer" in profile.skipped["read"]
     assert "never called for every example" in profile.skipped["once"]
 
 
