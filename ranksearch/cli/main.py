@@ -30,6 +30,7 @@ from ranksearch.cli.compose import CONF, compose, compose_jobs, read_words, regi
 from ranksearch.cli.compose import runs as runs_something
 from ranksearch.cli.config import make_config, require_outputs
 from ranksearch.cli.explain import UNREADABLE, explain, quote
+from ranksearch.cli.interrupts import exit_on_interrupt
 from ranksearch.cli.logs import EarlyLog, quiet_optuna, redact_logs
 from ranksearch.cli.overwrite_guard import ELSEWHERE, require_own_run, require_own_sweep
 from ranksearch.cli.run_context import Launch, Work
@@ -183,7 +184,9 @@ def _prepare(cfg: DictConfig, stack: ExitStack, folder: Path | None, live: bool)
     # Unresolved, because what ${oc.env:...} resolves to belongs in no file.
     settings = cast(dict[str, Any], OmegaConf.to_container(plain, resolve=False))
     launch = Launch(resolved, settings, _command_line(), folder, live and not config.quiet, stack)
-    return cast(Work, import_module(f"ranksearch.cli.modes.{config.mode}").prepare(config, launch))
+    with exit_on_interrupt():
+        mode = import_module(f"ranksearch.cli.modes.{config.mode}")  # of which most load torch
+    return cast(Work, mode.prepare(config, launch))
 
 
 def _complain(message: str, redactor: Redactor) -> int:

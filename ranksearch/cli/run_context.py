@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ranksearch.cli.config import RunConfig
+from ranksearch.cli.interrupts import explain_interrupt
 from ranksearch.cli.progress import Progress, watched
 from ranksearch.storage.factory import storage_errors
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ranksearch.models.pretrained import DenseModel
     from ranksearch.study.context import SearchInputs
 
-log = logging.getLogger(__name__)
 Work = Callable[[], None]  # of a run, once every check has passed
 
 
@@ -44,12 +43,8 @@ class Launch:
     @contextmanager
     def progress(self) -> Iterator[Progress]:
         """Show the progress of the work inside the block, and log how it is interrupted."""
-        try:
-            with storage_errors(), watched(self.live) as progress:
-                yield progress
-        except KeyboardInterrupt:
-            log.warning("interrupted: everything finished is kept; run the same command again to continue")
-            raise
+        with explain_interrupt(), storage_errors(), watched(self.live) as progress:
+            yield progress
 
 
 @dataclass(frozen=True)
