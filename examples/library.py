@@ -3,7 +3,7 @@
 import torch
 
 import ranksearch
-from ranksearch.models.cifar import cifar_resnet
+from ranksearch.models import cifar_resnet
 
 model = cifar_resnet(depth=20, num_classes=10).eval()  # yours, with its trained weights
 batches = [torch.randn(64, 3, 32, 32) for _ in range(4)]  # a few hundred training images, or their DataLoader

@@ -30,6 +30,7 @@ def test_the_library_s_example_halves_the_macs_in_at_most_15_lines(capsys: pytes
     assert not [module for module in names["model"].modules() if "Factorized" in type(module).__name__]
 
 
+@pytest.mark.slow  # the default tests run the same of docs/own.md
 def test_one_s_own_network_and_data_take_one_command(tmp_path: Path) -> None:
     folder = tmp_path / "own_model"
     shutil.copytree(EXAMPLES / "own_model", folder, ignore=shutil.ignore_patterns("outputs", "__pycache__"))

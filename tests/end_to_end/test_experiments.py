@@ -12,13 +12,9 @@ from runs import call
 
 from ranksearch.cli.compose import register_schemas
 
-# Those for ImageNet take minutes even on few images of 32 pixels, their layers being wide; ResNet-56 has many, and
-# Fashion-MNIST's ResNet-20 is CIFAR's.
-LONG = ("imagenet", "cifar10_resnet56", "fashion_mnist_resnet20")
-EXPERIMENTS = [
-    pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(1800)] if name.startswith(LONG) else [])
-    for name in sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
-]
+# Their networks take minutes even on few images of 32 pixels; that each composes, the default tests show.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
 FEW = [
     "dataset=fake",
     "dataset.images=64",
