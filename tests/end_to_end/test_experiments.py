@@ -12,8 +12,6 @@ from runs import call
 
 from ranksearch.cli.compose import register_schemas
 
-# Their networks take minutes even on few images of 32 pixels; that each composes, the default tests show.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
 FEW = [
     "dataset=fake",
@@ -34,7 +32,7 @@ FEW = [
 ]
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml")))
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes(name: str) -> None:
     register_schemas()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -44,6 +42,9 @@ def test_every_experiment_composes(name: str) -> None:
             assert config.dataset.name == ("fake" if more else config.dataset.name)
 
 
+# Their networks take minutes even on few images of 32 pixels.
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_runs_from_end_to_end(name: str, tmp_path: Path) -> None:
     more = ["model.builder.weights=null"] if name.startswith("imagenet") else []
