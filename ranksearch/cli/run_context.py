@@ -15,6 +15,7 @@ from ranksearch.storage.factory import storage_errors
 
 if TYPE_CHECKING:
     from ranksearch.models.pretrained import DenseModel
+    from ranksearch.runtimes.base import Runtime
     from ranksearch.study.context import SearchInputs
 
 Work = Callable[[], None]  # of a run, once every check has passed
@@ -56,6 +57,7 @@ class RunContext:
         launch: how it was started.
         compared: the settings that make two trials comparable, resolved, as plain JSON values.
         dense: the dense network, how it is built again, and the weights that it came with.
+        runtime: what networks are timed in.
         inputs: what a search starts from.
     """
 
@@ -63,6 +65,7 @@ class RunContext:
     launch: Launch
     compared: dict[str, Any]
     dense: DenseModel
+    runtime: Runtime
     inputs: SearchInputs
 
     @property

@@ -45,7 +45,7 @@ def set_up(config: RunConfig, launch: Launch) -> RunContext:
     """Build every object and make every check, so that whatever the user got wrong is reported here."""
     device = choose_device(config.device, config.worker)
     log.info("device: %s (%s)", device, format_device(describe_device(device)))
-    build("runtime", config.runtime, Runtime)
+    runtime = cast(Runtime, build("runtime", config.runtime, Runtime))
     fine_tuner = config.fine_tune
     if isinstance(fine_tuner, Mapping):  # one of the user's own, in place of a recipe
         fine_tuner = build("fine_tune", fine_tuner, FineTuner)
@@ -61,7 +61,7 @@ def set_up(config: RunConfig, launch: Launch) -> RunContext:
     check_round_trip(model, space.cheapest, dense.builder, torch.empty(1, *splits.input_shape))
     proxy = cast(Proxy, build("proxy", config.proxy, Proxy))
     inputs = SearchInputs(model, splits, space, budget, fine_tuner, config.seed, device, proxy)
-    return RunContext(config, launch, _compared(config, launch.resolved, dense), dense, inputs)
+    return RunContext(config, launch, _compared(config, launch.resolved, dense), dense, runtime, inputs)
 
 
 def _compared(config: RunConfig, resolved: Mapping[str, Any], dense: DenseModel) -> dict[str, Any]:
@@ -122,11 +122,6 @@ def build_dense_model(config: RunConfig, splits: Splits) -> DenseModel:
 def space_settings(config: RunConfig) -> SpaceSettings:
     """Return the rules of the space: the configuration's come before those of the model."""
     return replace(config.space, rules=[*config.space.rules, *config.model.rules])
-
-
-def build_runtime(config: RunConfig) -> Runtime:
-    """Build the runtime that networks are timed in."""
-    return cast(Runtime, build("runtime", config.runtime, Runtime))
 
 
 def build_sampler(config: RunConfig, trials: int) -> BaseSampler:

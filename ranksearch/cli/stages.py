@@ -9,7 +9,6 @@ from optuna.storages import BaseStorage
 
 from ranksearch.cli.progress import Progress
 from ranksearch.cli.run_context import RunContext
-from ranksearch.cli.setup import build_runtime
 from ranksearch.errors import DivergedError, UserError, first_line
 from ranksearch.files import write_json
 from ranksearch.report.artifacts import write_artifacts
@@ -103,7 +102,7 @@ def pick_and_finalize(run: RunContext, progress: Progress, context: SearchContex
             config.finalize,
             run.folder / "best",
             study=config.study.name,
-            runtime=build_runtime(config),
+            runtime=run.runtime,
             builder=run.dense.builder,
             compared=study.user_attrs[SETTINGS],  # as they were written when the study was made
             on_step=progress.step,

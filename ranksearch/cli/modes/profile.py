@@ -5,7 +5,7 @@ import logging
 from ranksearch.cli.config import RunConfig
 from ranksearch.cli.overwrite_guard import require_own_artifacts
 from ranksearch.cli.run_context import Launch, Work
-from ranksearch.cli.setup import build_runtime, set_up
+from ranksearch.cli.setup import set_up
 from ranksearch.cli.stages import calibrated_context
 from ranksearch.cost.latency import Latency
 from ranksearch.report.tables import format_table
@@ -25,7 +25,7 @@ def prepare(config: RunConfig, launch: Launch) -> Work:
     """Set the run up; the work trains or reads the baseline, calibrates, and profiles the network."""
     require_own_artifacts(config)
     run, settings = set_up(config, launch), config.profile
-    latency = Latency(build_runtime(config), settings.batch_size, settings.repeats, settings.cache)
+    latency = Latency(run.runtime, settings.batch_size, settings.repeats, settings.cache)
 
     def work() -> None:
         with launch.progress() as progress:
