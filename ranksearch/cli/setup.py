@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 from ranksearch.allocation.decomposed_model import Proxy
 from ranksearch.cli.config import RunConfig
 from ranksearch.cli.instantiate import build, open_existing_storage
+from ranksearch.cli.overwrite_guard import made, require_own_artifacts
 from ranksearch.cli.run_context import Launch, RunContext
 from ranksearch.cost.base import CostModel, MeasuredCost
 from ranksearch.data.labels import checked
@@ -43,6 +45,7 @@ COMPARED = ("model", "dataset", "space", "cost", "constraint", "proxy", "fine_tu
 
 def set_up(config: RunConfig, launch: Launch) -> RunContext:
     """Build every object and make every check, so that whatever the user got wrong is reported here."""
+    require_own_artifacts(config)
     device = choose_device(config.device, config.worker)
     log.info("device: %s (%s)", device, format_device(describe_device(device)))
     runtime = cast(Runtime, build("runtime", config.runtime, Runtime))
@@ -135,7 +138,13 @@ def build_sampler(config: RunConfig, trials: int) -> BaseSampler:
 
 
 def open_run_study(run: RunContext) -> tuple[Study, BaseStorage, BaseSampler]:
-    """Make the study of a run or continue it, with a sampler and a pruner that can serve it."""
+    """Make the folder of a run, and its study or continue it, with a sampler and a pruner that can serve it."""
+    folder = run.launch.folder
+    with nullcontext() if folder is None else made(folder):
+        return _open_study(run)
+
+
+def _open_study(run: RunContext) -> tuple[Study, BaseStorage, BaseSampler]:
     config, inputs, objective = run.config, run.inputs, run.config.study.objective
     # Checked before the storage is made, so that a sampler that cannot serve leaves no trace.
     pruner = NopPruner() if config.pruner.optuna is None else build("pruner.optuna", config.pruner.optuna, BasePruner)

@@ -1,10 +1,8 @@
 """``mode=finalize``: a trial of a study picked, fine-tuned for long, and written to `best/`."""
 
 import logging
-from contextlib import nullcontext
 
 from ranksearch.cli.config import RunConfig
-from ranksearch.cli.overwrite_guard import made, require_own_artifacts
 from ranksearch.cli.run_context import Launch, Work
 from ranksearch.cli.setup import open_run_study, set_up
 from ranksearch.cli.stages import BEST_LOCK, calibrated_context, pick_and_finalize, write_results, write_run_record
@@ -16,10 +14,8 @@ log = logging.getLogger(__name__)
 
 def prepare(config: RunConfig, launch: Launch) -> Work:
     """Set the run up and open its study; the work finalizes a trial of it."""
-    require_own_artifacts(config)
     run = set_up(config, launch)
-    with nullcontext() if launch.folder is None else made(launch.folder):
-        study, storage, _ = open_run_study(run)
+    study, storage, _ = open_run_study(run)
 
     def work() -> None:
         with launch.progress() as progress:

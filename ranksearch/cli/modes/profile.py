@@ -3,7 +3,6 @@
 import logging
 
 from ranksearch.cli.config import RunConfig
-from ranksearch.cli.overwrite_guard import require_own_artifacts
 from ranksearch.cli.run_context import Launch, Work
 from ranksearch.cli.setup import set_up
 from ranksearch.cli.stages import calibrated_context
@@ -23,7 +22,6 @@ log = logging.getLogger(__name__)
 
 def prepare(config: RunConfig, launch: Launch) -> Work:
     """Set the run up; the work trains or reads the baseline, calibrates, and profiles the network."""
-    require_own_artifacts(config)
     run, settings = set_up(config, launch), config.profile
     latency = Latency(run.runtime, settings.batch_size, settings.repeats, settings.cache)
 

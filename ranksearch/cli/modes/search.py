@@ -1,7 +1,6 @@
 """``mode=search``: a study's trials, then its best trial finalized, and a report."""
 
 import logging
-from contextlib import nullcontext
 
 from optuna import Study
 from optuna.exceptions import StorageInternalError
@@ -9,7 +8,6 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from ranksearch.cli.config import RunConfig
-from ranksearch.cli.overwrite_guard import made, require_own_artifacts
 from ranksearch.cli.progress import Progress
 from ranksearch.cli.run_context import Launch, RunContext, Work
 from ranksearch.cli.setup import open_run_study, set_up
@@ -35,10 +33,8 @@ log = logging.getLogger(__name__)
 
 def prepare(config: RunConfig, launch: Launch) -> Work:
     """Set the run up and open its study; the work runs its trials and finalizes the picked one."""
-    require_own_artifacts(config)
     run = set_up(config, launch)
-    with nullcontext() if launch.folder is None else made(launch.folder):
-        study, storage, sampler = open_run_study(run)
+    study, storage, sampler = open_run_study(run)
 
     def work() -> None:
         with launch.progress() as progress:
