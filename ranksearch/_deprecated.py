@@ -53,15 +53,21 @@ def _moved_names(old_module: str) -> Callable[[str], Any]:
     """Make the ``__getattr__`` of a module whose names have moved."""
 
     def get(name: str) -> Any:
-        if not name.startswith("_"):
-            for home in MOVED.get(old_module.partition(".")[2], ()):
-                module, new = import_module(f"ranksearch.{home}"), RENAMED.get(name, name)
-                if hasattr(module, new):
-                    warn(f"{old_module}.{name}", f"ranksearch.{home}.{new}")
-                    return getattr(module, new)
-        raise AttributeError(f"module '{old_module}' has no attribute '{name}'")
+        home = None if name.startswith("_") else _home(old_module.partition(".")[2], name)
+        if home is None:
+            raise AttributeError(f"module '{old_module}' has no attribute '{name}'")
+        module, new = home
+        warn(f"{old_module}.{name}", f"{module.__name__}.{new}")
+        return getattr(module, new)
 
     return get
+
+
+def _home(old_module: str, name: str) -> tuple[ModuleType, str] | None:
+    """Return the module that a name of a moved module is in now, and its name there; None if it is gone."""
+    new = RENAMED.get(name, name)
+    modules = (import_module(f"ranksearch.{home}") for home in MOVED.get(old_module, ()))
+    return next(((module, new) for module in modules if hasattr(module, new)), None)
 
 
 def warn(old: str, new: str) -> None:
@@ -72,14 +78,13 @@ def warn(old: str, new: str) -> None:
 def current_target(target: str) -> str:
     """Return the present dotted name of what a ``_target_`` of version 0.1.0 names."""
     old_module, _, name = target.removeprefix("ranksearch.").rpartition(".")
-    if not target.startswith("ranksearch.") or old_module not in MOVED:
+    if not target.startswith("ranksearch."):
         return target
-    new = RENAMED.get(name, name)
-    for home in MOVED[old_module]:
-        if hasattr(import_module(f"ranksearch.{home}"), new):
-            name = f"ranksearch.{home}.{new}"
-            return PUBLIC.get(name, name)
-    return target
+    home = _home(old_module, name)
+    if home is None:
+        return target
+    present = f"{home[0].__name__}.{home[1]}"
+    return PUBLIC.get(present, present)
 
 
 def upgrade_settings(settings: Any) -> Any:
