@@ -11,20 +11,13 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from runs import call
+from runs import FAKE, call
 
 import ranksearch.cli.main
 from ranksearch.cli.compose import CONF, register_schemas
 from ranksearch.redaction import leaves
 
-QUICK = [
-    "device=cpu",
-    "model.builder.depth=8",
-    "dataset=fake",
-    "dataset.image_size=8",
-    "dataset.images=80",
-    "baseline.steps=2",
-]
+QUICK = [*FAKE, "baseline.steps=2"]
 VALUES = (
     "null", "true", "false", "-1", "0", "1", "2", "3", "0.5", "-0.5", "1.5", "1e9", "nan", "inf", "-inf", "1e400",
     "2147483648", "1000000000000000000000", "''", "' '", "abc", "ümlaut", "'a b'", "'a/b'", "'a\\nb'", "???", "..", ".",

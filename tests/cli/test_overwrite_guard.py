@@ -6,21 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
-from runs import STUDY, call
+from runs import FAKE, STUDY, call
 
 from ranksearch.cli.overwrite_guard import made, require_own_outputs, require_own_run, require_own_sweep
 from ranksearch.errors import UserError
 from ranksearch.files import remove_files, replacing, write_json
 from ranksearch.storage import journal, sqlite
 
-QUICK = [
-    "device=cpu",
-    "model.builder.depth=8",
-    "dataset=fake",
-    "dataset.image_size=8",
-    "dataset.images=80",
-    "study.name=s",
-]
+QUICK = [*FAKE, "study.name=s"]
 FOREIGN = {
     "s/trials.csv": "my,own,table\n",
     "s/front.json": '{"my": "own"}',

@@ -1,4 +1,4 @@
-"""What a person is told while it runs."""
+"""The progress that a run shows, in a terminal and by log lines."""
 
 from __future__ import annotations
 

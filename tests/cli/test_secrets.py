@@ -5,18 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import call
+from runs import FAKE, call
 
 SECRET = "hunter2-not-real"
 URL = f"postgresql+psycopg://me:{SECRET}@127.0.0.1:1/db"
-QUICK = [
-    "device=cpu",
-    "model.builder.depth=8",
-    "dataset=fake",
-    "dataset.image_size=8",
-    "dataset.images=80",
-    "storage=rdb",
-]
+QUICK = [*FAKE, "storage=rdb"]
 
 WRITTEN = [
     [f"storage.url={URL}"],

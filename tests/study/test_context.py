@@ -1,4 +1,4 @@
-"""Whoever brings a model or data of their own is told in one line what does not fit."""
+"""A user's own model or data that do not fit end in an error of one line."""
 
 from __future__ import annotations
 

@@ -31,6 +31,8 @@ BRIEF = [
     "study.n_trials=3",
 ]
 SMALL = ["model.builder.depth=8", "dataset.image_size=8", *BRIEF]
+# Made-up images, for what ends before a search, or hardly begins one.
+FAKE = ["device=cpu", "model.builder.depth=8", "dataset=fake", "dataset.image_size=8", "dataset.images=80"]
 STUDY = "resnet20-digits-1.5x-s0"
 
 
