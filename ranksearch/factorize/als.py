@@ -1,161 +1,235 @@
-"""Factors of a split kernel by alternating least squares, without gradient descent or data beyond a covariance.
+"""Factors of a split kernel by alternating least squares, without gradient descent or data beyond second moments.
 
 The first factor maps a piece of the patch (a strip, or one pixel) at each of several offsets to latent values, and the
-second combines these. With A the first factor, B_j the second factor's matrix at offset j, x_j the pieces of a patch x,
-R the covariance of patches and W x the layer's output, the error is quadratic in either factor alone:
+second combines these. With A the first factor, B_j the second factor's matrix at offset j, x_j the pieces of a patch x
+and W x the layer's output, the error is quadratic in either factor alone:
 
-    E || W x - sum_j B_j A x_j ||^2 = tr (W - B (I o A)) R (W - B (I o A))^T
+    E || W x - sum_j B_j A x_j ||^2
 
-The initial factors are singular vectors that ignore correlations between the pieces of a patch. Refits of both factors
-from R, which includes these correlations, bring the error to within a few percent of gradient descent's.
+The initial first factors are singular vectors that ignore correlations between the pieces of a patch; they are nested:
+the first r rows are those of rank r. Everything else happens in the space of the first rows' latent values, as many as
+a rank can have: their second moments, and those with the output, serve every rank, and no covariance of whole patches
+is needed. One Cholesky factor of the moments gives the error of every rank before refinement. A rank's own factors are
+refined from there: the first factor becomes a combination of the rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 # Number of alternating updates of both factors after the initial solution.
 TURNS = 2
+# Larger systems are solved in the dtype of their moments: they come from whitened values, and are well conditioned.
+LARGEST_IN_FLOAT64 = 512
+
+
+@dataclass(frozen=True)
+class LatentMoments:
+    """Second moments of latent values and their covariance with the layer's outputs, group by group.
+
+    Attributes:
+        gram: moments of the latent values, rank-major: `[groups, ranks, offsets, ranks, offsets]`.
+        cross: covariance with the outputs, `[groups, ranks, offsets, out / groups]`.
+        variance: variance of all outputs, a scalar.
+        mean: mean latent values, `[groups, ranks, offsets]`.
+        output: mean outputs, `[groups, out / groups]`.
+        count: number of patches.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    variance: Tensor
+    mean: Tensor
+    output: Tensor
+    count: int
+
+    def __add__(self, other: LatentMoments) -> LatentMoments:
+        """Return the moments of both sets of patches combined (Chan et al., 1979)."""
+        count = self.count + other.count
+        share, between = other.count / count, self.count * other.count / count**2
+        mean, output = other.mean - self.mean, other.output - self.output
+        return LatentMoments(
+            torch.lerp(self.gram, other.gram, share) + between * mean[:, :, :, None, None] * mean[:, None, None],
+            torch.lerp(self.cross, other.cross, share) + between * mean[..., None] * output[:, None, None],
+            torch.lerp(self.variance, other.variance, share) + between * output.square().sum(),
+            self.mean + share * mean,
+            self.output + share * output,
+            count,
+        )
+
+    def error(self, first: Tensor, second: Tensor) -> float:
+        """Return the share of the outputs' variance that two factors lose; 0 if there is no variance.
+
+        Args:
+            first: combination of the rows, `[groups, rank, ranks]`.
+            second: second factor, `[groups, rank, offsets, out / groups]`.
+        """
+        met = self.meet(first)
+        explained = 2 * (self.aim(first) * second).sum() - (self.latent_gram(first, met) * _products(second)).sum()
+        return float(1 - explained / self.variance) if float(self.variance) > 0 else 0.0
+
+    def meet(self, first: Tensor) -> Tensor:
+        """Return the moments of combined latent values with all, `[groups, rank, offsets, ranks, offsets]`."""
+        return (first @ self.gram.flatten(2)).reshape(*first.shape[:2], *self.gram.shape[2:])
+
+    def aim(self, first: Tensor) -> Tensor:
+        """Return the covariance of combined latent values with the outputs, `[groups, rank, offsets, out / groups]`."""
+        return (first @ self.cross.flatten(2)).reshape(*first.shape[:2], *self.cross.shape[2:])
+
+    @staticmethod
+    def latent_gram(first: Tensor, met: Tensor) -> Tensor:
+        """Return the moments of combined latent values, `[groups, rank, offsets, rank, offsets]`."""
+        rows = met.movedim(3, 4)
+        return (rows.flatten(1, 3) @ first.mT).reshape(*rows.shape[:4], -1).movedim(4, 3)
+
+
+def _products(second: Tensor) -> Tensor:
+    """Return the sums over outputs of products of the second factor's entries, `[groups, rank, offsets, rank, ...]`."""
+    flat = second.flatten(1, 2)
+    return (flat @ flat.mT).reshape(*second.shape[:3], *second.shape[1:3])
 
 
 @dataclass(frozen=True)
 class AlternatingLeastSquares:
-    """Least-squares problem of two factors, solved in the dtype of the covariance.
+    """Least-squares problem of two factors in the space of nested latent values.
 
     Attributes:
-        weight: weight of the layer, `[groups, out / groups, offsets, piece]`.
-        covariance: covariance of patches, `[groups, offsets * piece, offsets * piece]`.
-        target: covariance of the layer's output with patches, in the weight's shape.
+        moments: moments to minimize the error on.
+        white_gram: moments of the latent values for white patches of mean variance 1, `[groups, ranks, ranks]`.
+        white_cross: covariance with the outputs for such patches, `[groups, ranks, offsets, out / groups]`.
+        white_variance: variance of the outputs for such patches, `[groups]`.
+        level: mean variance of the patches, `[groups]`.
     """
 
-    weight: Tensor
-    covariance: Tensor
-    target: Tensor
-
-    @staticmethod
-    def from_patches(weight: Tensor, covariance: Tensor, order: Tensor) -> AlternatingLeastSquares:
-        """Create the problem of a layer, with its weight and patches cut into pieces.
-
-        Args:
-            weight: weight of the layer, `[groups, out / groups, fan_in]`.
-            covariance: covariance of patches, `[groups, fan_in, fan_in]`.
-            order: indices of each piece's entries in the flattened kernel, `[offsets, piece]`.
-        """
-        index, size = order.flatten(), covariance.diagonal(dim1=1, dim2=2).mean()
-        # Scale to mean variance 1: error shares do not depend on it, and squares of a covariance may overflow.
-        covariance = covariance / size if size > 0 else covariance
-        pieces = weight[:, :, index].to(covariance).reshape(*weight.shape[:2], *order.shape)
-        covariance = covariance[:, index[:, None], index]
-        return AlternatingLeastSquares(pieces, covariance, (pieces.flatten(2) @ covariance).view_as(pieces))
+    moments: LatentMoments
+    white_gram: Tensor
+    white_cross: Tensor
+    white_variance: Tensor
+    level: Tensor
 
     def ridged(self, share: float) -> AlternatingLeastSquares:
-        """Return the problem with a ridge on the patches: a share of the mean variance, at least the rounding error."""
-        level = self.covariance.diagonal(dim1=1, dim2=2).mean(1)
-        rounding = torch.finfo(level.dtype).eps * self.covariance.flatten(1).norm(dim=1)
-        level = torch.where(level > 0, torch.maximum(share * level, rounding), torch.ones_like(level))[:, None, None]
-        mixed = self.covariance.clone()
-        mixed.diagonal(dim1=1, dim2=2).add_(level[:, 0])
-        return AlternatingLeastSquares(self.weight, mixed, self.target + level[..., None] * self.weight)
+        """Return the problem with white patches mixed in: a share of the mean variance (ridge regression)."""
+        level = torch.where(self.level > 0, share * self.level, torch.ones_like(self.level))
+        gram = self.moments.gram.clone()
+        gram.diagonal(dim1=2, dim2=4).add_((level[:, None, None] * self.white_gram)[..., None])
+        cross = self.moments.cross + level[:, None, None, None] * self.white_cross
+        variance = self.moments.variance + (level * self.white_variance).sum()
+        return replace(self, moments=replace(self.moments, gram=gram, cross=cross, variance=variance))
 
-    @cached_property
-    def _mean_covariance(self) -> Tensor:
-        """Covariance of a piece, averaged over all offsets, `[groups, piece, piece]`, float64."""
-        groups, _, offsets, piece = self.weight.shape
-        blocks = self.covariance.view(groups, offsets, piece, offsets, piece)
-        return blocks.diagonal(dim1=1, dim2=3).mean(-1).double()
+    def nested_errors(self, held_out: LatentMoments) -> Tensor:
+        """Return the error of every rank from 0 before refinement, on other examples, `[ranks + 1]`, float64.
 
-    @cached_property
-    def _mean_root(self) -> Tensor:
-        """Cholesky factor of the mean covariance."""
-        return _root(self._mean_covariance, torch.finfo(self.covariance.dtype).eps)
-
-    def first_factors(self) -> tuple[Tensor, Tensor]:
-        """Return the first factors of all ranks and their truncation errors, assuming uncorrelated pieces.
-
-        The first r rows form the factor of rank r. With M the layer's weight, one row per output and offset, and C the
-        mean covariance of a piece, they are the right singular vectors of M C^(1/2), multiplied by C^(-1/2).
-
-        Returns:
-            Rows, `[groups, piece, piece]`, and the variance share that each rank from 0 loses, `[piece + 1]`; float64.
+        With L L^T the moments, the second factor of the first n latent values is read off Y = L^-1 cross, and its error
+        is the variance minus 2 <Y, L^-1 cross'> plus <Y Y^T, L^-1 gram' L^-T>, summed over the first n rows.
         """
-        seen = self.weight.flatten(1, 2).double() @ self._mean_root
-        values, vectors = torch.linalg.eigh(seen.mT @ seen)
-        rows: Tensor = torch.linalg.solve_triangular(self._mean_root, vectors.flip(-1).mT, upper=False, left=False)
-        missed = torch.cat([values.new_zeros(1), values.clamp_min(0).sum(0).cumsum(0)]).flip(0)
-        return rows, missed / missed[0].clamp_min(1e-300)
+        groups, ranks, offsets = self.moments.cross.shape[:3]
+        root = _root_of(self.moments.gram.reshape(groups, ranks * offsets, -1))
+        solved = torch.linalg.solve_triangular(root, self.moments.cross.flatten(1, 2).to(root), upper=False)
+        aim = torch.linalg.solve_triangular(root, held_out.cross.flatten(1, 2).to(root), upper=False)
+        gram = held_out.gram.reshape(groups, ranks * offsets, -1).to(root)
+        half = torch.linalg.solve_triangular(root, gram, upper=False)
+        seen = torch.linalg.solve_triangular(root, half.mT, upper=False)
+        weighted = (solved @ solved.mT).mul_(seen).sum(0)
+        # Sums over the leading n x n blocks: each adds a row and a column.
+        added = 2 * weighted.tril(-1).sum(1, dtype=torch.float64) + weighted.diagonal().double()
+        linear = (solved * aim).sum((0, 2), dtype=torch.float64)
+        explained = (2 * linear - added).reshape(ranks, offsets).sum(1).cumsum(0)
+        variance = held_out.variance.double()
+        lost = 1 - explained / variance if float(variance) > 0 else torch.zeros_like(explained)
+        return torch.cat([torch.ones(1, dtype=torch.float64, device=lost.device), lost]).cpu()
 
-    def _meet(self, first: Tensor) -> Tensor:
-        """Return the covariance of latent pieces with patches, `[groups, offsets, rank, offsets, piece]`."""
-        groups, _, offsets, piece = self.weight.shape
-        rows = self.covariance.view(groups, offsets, piece, -1)
-        return (first[:, None] @ rows).reshape(groups, offsets, -1, offsets, piece)
-
-    def _refit_second(self, first: Tensor, second: Tensor, meeting: Tensor) -> Tensor:
-        """Return the least-squares second factor for a first one, solved for the change from a given second factor."""
-        offsets, size = second.shape[2:]
-        # Pieces of all offsets are rows of one matrix, which avoids many small products.
-        gram = (meeting.flatten(1, 3) @ first.mT).reshape(len(first), offsets * size, -1)
-        rest = (self.target.flatten(1, 2) @ first.mT).reshape(second.shape).flatten(2) - second.flatten(2) @ gram
-        return second + solve_symmetric(gram, rest.mT).mT.reshape(second.shape)
-
-    def _improve_first(self, first: Tensor, second: Tensor, meeting: Tensor) -> tuple[Tensor, Tensor]:
-        """Return an improved first factor for a second one, and its covariance with patches.
-
-        The normal equations are ``sum_ij B_i^T B_j A R_ji = sum_i B_i^T (W R)_i``. The update is one exact line search
-        along their residual, preconditioned by their part with i = j and the mean covariance of a piece.
-        """
-        offsets, flat = second.shape[2], second.flatten(2)
-        weights = flat.mT @ flat
-        by_offset = weights.reshape(len(first), offsets, first.shape[1], -1)
-
-        def act(meeting: Tensor) -> Tensor:
-            return (by_offset @ meeting.flatten(1, 2).transpose(1, 2)).sum(1)
-
-        rest = torch.einsum("goka,gokf->gaf", second, self.target) - act(meeting)
-        alike = weights.reshape(len(first), offsets, first.shape[1], offsets, -1).diagonal(dim1=1, dim2=3).sum(-1)
-        direction = torch.cholesky_solve(solve_symmetric(alike, rest).mT.double(), self._mean_root).mT.to(first)
-        met = self._meet(direction)
-        slope, curvature = (rest * direction).sum(), (act(met) * direction).sum()
-        length = slope / curvature if float(curvature) > 0 else torch.zeros_like(slope)
-        return first + length * direction, meeting + length * met
-
-    def solve(self, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute both factors of a rank: `[groups, rank, piece]` and `[groups, out / groups, offsets, rank]`.
+    def solve(self, rank: int, turns: int = TURNS) -> tuple[Tensor, Tensor]:
+        """Compute both factors of a rank.
 
         Args:
-            start: first factor of that rank, from `first_factors`.
+            rank: rank of one group.
+            turns: number of updates of both factors.
+
+        Returns:
+            The first factor as a combination of the rows, `[groups, rank, ranks]`, and the second factor,
+            `[groups, rank, offsets, out / groups]`.
         """
-        # At full rank this is the layer itself, and there is nothing to refit.
-        read = self.weight.flatten(1, 2).double() @ (self._mean_covariance @ start.mT)
-        first, second = start.to(self.weight), read.reshape(*self.weight.shape[:3], -1).to(self.weight)
-        meeting = self._meet(first)
-        second = self._refit_second(first, second, meeting)
-        for _ in range(TURNS):
-            first, meeting = self._improve_first(first, second, meeting)
-            second = self._refit_second(first, second, meeting)
+        moments = self.moments
+        groups, ranks = moments.gram.shape[:2]
+        first = torch.eye(ranks, dtype=moments.gram.dtype, device=moments.gram.device)[:rank].expand(groups, -1, -1)
+        met = moments.meet(first)
+        second = self._refit_second(first, met)
+        for _ in range(turns if rank < ranks else 0):
+            first, met = self._improve_first(first, second, met)
+            second = self._refit_second(first, met)
         return first, second
 
-    def truncation_error(self, first: Tensor, second: Tensor) -> float:
-        """Return the share of the output's variance that two factors lose; 0 if there is no variance."""
-        rest = self.weight.flatten(2) - (second.flatten(1, 2) @ first).reshape(*self.weight.shape[:2], -1)
-        missed, total = ((rest @ self.covariance) * rest).sum(), (self.target * self.weight).sum()
-        return float(missed / total) if float(total) > 0 else 0.0
+    def _refit_second(self, first: Tensor, met: Tensor) -> Tensor:
+        """Return the least-squares second factor for a first one."""
+        aim = self.moments.aim(first)
+        gram = LatentMoments.latent_gram(first, met)
+        size = aim.shape[1] * aim.shape[2]
+        return solve_symmetric(gram.reshape(-1, size, size), aim.flatten(1, 2)).reshape(aim.shape)
+
+    def _improve_first(self, first: Tensor, second: Tensor, met: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an improved first factor for a second one, and its moments with all latent values.
+
+        The update is one exact line search along the residual of the normal equations, preconditioned by their part
+        within one offset: there, latent values are white on average.
+        """
+        products = _products(second)
+        rest = torch.einsum("gajo,gpjo->gap", second, self.moments.cross) - _act(products, met)
+        alike = products.diagonal(dim1=2, dim2=4).sum(-1)
+        direction = solve_symmetric(alike, rest)
+        change = self.moments.meet(direction)
+        slope, curvature = (rest * direction).sum(), (_act(products, change) * direction).sum()
+        length = torch.where(curvature > 0, slope / curvature, torch.zeros_like(slope))
+        return first + length * direction, met + length * change
+
+
+def _act(products: Tensor, met: Tensor) -> Tensor:
+    """Return the left side of the first factor's normal equations, `[groups, rank, ranks]`."""
+    return torch.einsum("gajbk,gbkpj->gap", products, met)
+
+
+def first_factors(weight: Tensor, mean_covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the first factors of all ranks up to one, and their errors, both for uncorrelated pieces.
+
+    The first r rows form the factor of rank r. With M the layer's weight, one row per output and offset, and C the mean
+    covariance of a piece, they are the right singular vectors of M C^(1/2), multiplied by C^(-1/2).
+
+    Args:
+        weight: weight of the layer, `[groups, out / groups, offsets, piece]`.
+        mean_covariance: covariance of a piece, averaged over the offsets, `[groups, piece, piece]`.
+        rank: number of rows.
+
+    Returns:
+        The rows, `[groups, rank, piece]`, and the variance share that each rank from 0 loses, `[piece + 1]`.
+    """
+    root = _root_of(mean_covariance)
+    seen = weight.flatten(1, 2).to(root) @ root
+    values, vectors = torch.linalg.eigh(seen.mT @ seen)
+    rows: Tensor = torch.linalg.solve_triangular(root, vectors[..., -rank:].flip(-1).mT, upper=False, left=False)
+    missed = values.clamp_min(0).double().sum(0).cumsum(0)
+    missed = torch.cat([missed.new_zeros(1), missed]).flip(0)
+    return rows, missed / missed[0].clamp_min(1e-300)
+
+
+def _root_of(matrix: Tensor) -> Tensor:
+    """Return the Cholesky factor of symmetric matrices, `[groups, size, size]`, in float64 unless they are large."""
+    rounding = torch.finfo(matrix.dtype).eps
+    return _root(matrix.double() if matrix.shape[-1] <= LARGEST_IN_FLOAT64 else matrix, rounding, 100 * rounding)
 
 
 def _root(matrix: Tensor, rounding: float, level: float = 0.0) -> Tensor:
-    """Return the Cholesky factor of symmetric matrices, `[groups, size, size]`, in float64, with a ridge if needed."""
-    symmetric = (matrix + matrix.mT).double() / 2
-    scale = symmetric.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
-    white = scale[:, None, None] * torch.eye(matrix.shape[-1], dtype=torch.float64)
+    """Return the Cholesky factor of symmetric matrices, `[groups, size, size]`, with a ridge if needed."""
+    symmetric = (matrix + matrix.mT) / 2
+    scale = symmetric.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
     # The ridge (`level`, a share of the mean diagonal) grows until pivots exceed the relative `rounding` of entries:
     # with nearly all variance in few directions, their rounding error drowns the others.
     while True:
+        mixed = symmetric.clone()
+        mixed.diagonal(dim1=1, dim2=2).add_(level * scale[:, None])
         root: Tensor
-        root, failed = torch.linalg.cholesky_ex(symmetric + level * white)
+        root, failed = torch.linalg.cholesky_ex(mixed)
         smallest = root.diagonal(dim1=1, dim2=2).square().amin(1)
         if level > 1 or not bool(failed.any() or (smallest < 10 * rounding * scale).any()):
             return root
@@ -163,6 +237,6 @@ def _root(matrix: Tensor, rounding: float, level: float = 0.0) -> Tensor:
 
 
 def solve_symmetric(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solve a linear system with symmetric matrices, `[groups, size, size]`, in float64."""
-    rounding = torch.finfo(matrix.dtype).eps
-    return torch.cholesky_solve(right.double(), _root(matrix, rounding, 100 * rounding)).to(right)
+    """Solve a linear system with symmetric matrices, `[groups, size, size]`, in float64 unless they are large."""
+    root = _root_of(matrix)
+    return torch.cholesky_solve(right.to(root), root).to(right)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ranksearch.errors import DataError
+from ranksearch.factorize.patch_moments import in_float64
 from ranksearch.factorize.statistics import Layer
 
 # Added to the sensitivity of output directions, as a share of their mean, lest the inverse root amplify noise.
@@ -38,26 +39,36 @@ class Decomposition(Protocol):
         of a grouped layer that is not a multiple of its groups has the error of the next lower multiple.
         """
 
-    def factors(self, layer: Layer, rank: int) -> Factors:
-        """Return the factors of a rank, a multiple of the layer's groups, in its weight's dtype and on its device."""
+    def factors(self, layer: Layer, rank: int, *, rough: bool = False) -> Factors:
+        """Return the factors of a rank, a multiple of the layer's groups, in its weight's dtype and on its device.
+
+        Args:
+            layer: the dense layer.
+            rank: rank of all groups.
+            rough: start from what the expected errors were computed with, which is faster; for comparisons of plans.
+        """
 
 
-def at_all_rows(seen: float, unseen: float) -> float:
+def at_all_rows(seen: float, unseen: float, rows: int, entries: int) -> float:
     """Estimate the expected error of a solution fitted to all examples from the errors of one fitted to half of them.
 
     The held-out error exceeds the irreducible error, and the training error falls below it, by amounts inversely
-    proportional to the number of rows: doubling the rows closes a quarter of the gap between the two errors.
+    proportional to the number of rows: doubling the rows closes a quarter of the gap between the two errors; less where
+    rows are so few that these amounts saturate.
 
     Args:
         seen: error on the half that the solution was fitted to.
         unseen: error on the held-out half.
+        rows: number of all rows.
+        entries: number of entries of a row.
     """
-    return 0.75 * unseen + 0.25 * min(seen, unseen)
+    closed = 0.25 * rows / (rows + entries)
+    return (1 - closed) * unseen + closed * min(seen, unseen)
 
 
 def grouped_weight(layer: Layer, groups: int) -> Tensor:
-    """Return a layer's weight in float64 on the CPU, `[groups, out / groups, fan_in]`."""
-    weight = layer.weight.detach().cpu().double()
+    """Return a layer's weight in float64, `[groups, out / groups, fan_in]`."""
+    weight = in_float64(layer.weight.detach())
     return weight.reshape(groups, len(weight) // groups, -1)
 
 
@@ -69,7 +80,7 @@ def square_roots(sensitivity: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         weight: weight whose outputs it must match, `[groups, out / groups, fan_in]`.
 
     Returns:
-        Both in the sensitivity's shape, scaled to a mean eigenvalue of about 1 before the root, in float64 on the CPU.
+        Both in the sensitivity's shape, scaled to a mean eigenvalue of about 1 before the root, in float64.
 
     Raises:
         DataError: the sensitivity has another shape or is not finite.
@@ -80,7 +91,7 @@ def square_roots(sensitivity: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
             f"a sensitivity of shape {list(sensitivity.shape)} does not fit or is not finite: "
             f"give finite numbers of shape {[groups, out, out]}"
         )
-    values, vectors = torch.linalg.eigh((sensitivity + sensitivity.mT).double().cpu() / 2)
+    values, vectors = torch.linalg.eigh((sensitivity + sensitivity.mT).to(weight) / 2)
     # Scale to mean 1: errors are shares, and the factors should keep their scale.
     mean = values.clamp_min(0).mean()
     values = values.clamp_min(0) / mean if mean > 0 else torch.ones_like(values)

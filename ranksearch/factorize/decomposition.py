@@ -1,21 +1,25 @@
 """Layer decomposition: `decompose` by one scheme, `decompose_schemes` by all applicable schemes."""
 
 from collections.abc import Collection
-from dataclasses import replace
 
 from torch import Tensor
 
 from ranksearch.errors import DataError
 from ranksearch.factorize.base import Decomposition
 from ranksearch.factorize.pca import decompose_pca
-from ranksearch.factorize.separable import SeparableDecomposition, decompose_separable
+from ranksearch.factorize.separable import PatchProblem, SeparableDecomposition, decompose_separable
 from ranksearch.factorize.shapes import describe
 from ranksearch.factorize.statistics import Layer, LayerStatistics, groups_of
 from ranksearch.plan import SCHEMES, check_scheme
 
 
 def decompose(
-    layer: Layer, statistics: LayerStatistics | None = None, sensitivity: Tensor | None = None, scheme: str = "full"
+    layer: Layer,
+    statistics: LayerStatistics | None = None,
+    sensitivity: Tensor | None = None,
+    scheme: str = "full",
+    *,
+    all_ranks: bool = False,
 ) -> Decomposition:
     """Decompose a layer by one scheme.
 
@@ -24,6 +28,7 @@ def decompose(
         statistics: calibration statistics of the layer; None assumes white inputs (the best weights-only choice).
         sensitivity: error weights, `[groups, out / groups, out / groups]`: second moment of the loss's output gradient.
         scheme: how the kernel is split.
+        all_ranks: compute the errors of wide layers at all ranks and on both halves of the examples, which takes long.
 
     Raises:
         PlanError: the scheme does not apply to the layer.
@@ -40,7 +45,7 @@ def decompose(
             )
     if scheme == "full":
         return decompose_pca(layer, statistics, sensitivity)
-    return decompose_separable(layer, describe(layer), scheme, statistics, sensitivity)
+    return decompose_separable(layer, describe(layer), scheme, statistics, sensitivity, all_ranks=all_ranks)
 
 
 def decompose_schemes(
@@ -48,6 +53,8 @@ def decompose_schemes(
     statistics: LayerStatistics | None = None,
     sensitivity: Tensor | None = None,
     schemes: Collection[str] = SCHEMES,
+    *,
+    all_ranks: bool = False,
 ) -> dict[str, Decomposition]:
     """Decompose a layer by every scheme that applies to it and saves MACs.
 
@@ -56,16 +63,16 @@ def decompose_schemes(
         statistics: see `decompose`.
         sensitivity: see `decompose`.
         schemes: schemes to consider.
+        all_ranks: see `decompose`.
     """
     asked = {check_scheme(scheme) for scheme in schemes}
     decompositions: dict[str, Decomposition] = {}
-    sibling = None
+    problem: PatchProblem | None = None
     for scheme in [scheme for scheme in describe(layer).schemes if scheme in asked]:
-        decomposition = decompose(layer, statistics, sensitivity, scheme)
+        if problem is not None and scheme in problem.limits:
+            decompositions[scheme] = SeparableDecomposition(scheme, problem)
+            continue
+        decomposition = decompositions[scheme] = decompose(layer, statistics, sensitivity, scheme, all_ranks=all_ranks)
         if isinstance(decomposition, SeparableDecomposition):
-            sibling = sibling or decomposition.sibling or decomposition
-            if decomposition is not sibling:
-                # Siblings share the search for the ridge, and the weights.
-                decomposition = replace(decomposition, sibling=sibling, weight=sibling.weight, inverse=sibling.inverse)
-        decompositions[scheme] = decomposition
+            problem = decomposition.problem
     return decompositions

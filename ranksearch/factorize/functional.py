@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.errors import DataError, first_line
-from ranksearch.factorize.calibration import as_rows, collect_statistics
+from ranksearch.factorize.calibration import collect_statistics
 from ranksearch.factorize.pca import decompose_pca
+from ranksearch.factorize.thinning import as_rows
 from ranksearch.plan import LayerSpec, resolve_latent_size
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain, combinations, combinations_with_replacement, pairwise, product
+from itertools import chain, combinations_with_replacement, pairwise, product
 from typing import TypeVar
 
 import torch
@@ -144,11 +144,16 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
+def in_float64(values: Tensor) -> Tensor:
+    """Return values in float64 on their device, or on the CPU if the device has no float64."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 def _far_from_zero(values: Tensor) -> bool:
     """Return whether float32 rounding of squared means would drown the variances."""
     if values.dtype != torch.float32:
         return False
-    variances, means = torch.var_mean(values, (0, 2, 3), correction=0)
+    variances, means = torch.var_mean(values[:2], (0, 2, 3), correction=0)
     return bool(means.square().sum() > FAR_MEANS * variances.sum())
 
 
@@ -183,12 +188,18 @@ class PatchMoments:
     size: tuple[int, int] = (0, 0)
     products: dict[Block, Tensor] = field(default_factory=dict)
     folded: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _pairs: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+    _outputs: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     def see(self, values: Tensor) -> None:
         """Add the patches of a batch of inputs, `[N, in, H, W]`."""
+        self._pairs.clear()
+        self._outputs = None
         values = at_least_float32(values.detach())
+        if values.device.type == "mps":
+            values = values.cpu()  # the products are solved in float64
         if _far_from_zero(values):
-            values = values.cpu().double()
+            values = in_float64(values)
         self.count += len(values) * self.taps.outputs(*values.shape[2:])
         if self.taps.mode != "zeros" and any(self.taps.padding):
             values = self.taps.with_all_padding(values)
@@ -198,19 +209,28 @@ class PatchMoments:
         columns = [grouped[..., phase::stride].permute(1, 3, 4, 0, 2).contiguous() for phase in range(stride)]
         if self.size != (height, width):
             self.size, self.folded, self.products = (height, width), self._by_pair(), {}
-        distinct = {block for *_, blocks in self.taps.pairs(height, width) for block in blocks}
-        products = {block: self._product(columns, block).cpu() for block in distinct}
-        self.products = _sum(self.products.items(), products.items())
-        self.sums = self.sums + self._sums(grouped.sum(0).cpu().double())
+        # Blocks that begin alike follow each other, and share the copy of their first inputs.
+        blocks = {block for *_, blocks in self.taps.pairs(height, width) for block in blocks}
+        first, inputs = (-1, -1, -1, -1), values
+        for block in sorted(blocks, key=lambda runs: [(run.first, run.count, run.lag) for run in runs]):
+            rows, across = block
+            if first != (rows.first, rows.count, across.first, across.count):
+                first = rows.first, rows.count, across.first, across.count
+                inputs = lagged = self._read(columns, *first)
+            if rows.lag or across.lag:
+                lagged = self._read(columns, rows.first + rows.lag, rows.count, across.first + across.lag, across.count)
+            if block in self.products and self.products[block].dtype == inputs.dtype:
+                self.products[block].baddbmm_(inputs.mT, lagged)
+            else:
+                self.products[block] = self.products.get(block, 0) + inputs.mT @ lagged
+        self.sums = self.sums + self._sums(in_float64(grouped.sum(0)))
 
-    def _product(self, columns: list[Tensor], block: Block) -> Tensor:
-        (rows, across), (down, right) = block, self.taps.stride
-        parts = []
-        for top, left in ((rows.first, across.first), (rows.first + rows.lag, across.first + across.lag)):
-            bottom, at = top + down * (rows.count - 1) + 1, left // right
-            parts.append(columns[left % right][:, top:bottom:down, at : at + across.count].flatten(2, 3))
-        # One matrix per row and group: a stretch of columns of all examples.
-        return torch.stack([torch.bmm(inputs.mT, lagged).sum(0) for inputs, lagged in zip(*parts, strict=True)])
+    def _read(self, columns: list[Tensor], top: int, rows: int, left: int, across: int) -> Tensor:
+        """Return inputs of some rows and columns, one stride apart, `[groups, positions * N, in / groups]`."""
+        (down, right) = self.taps.stride
+        at = left // right
+        # A copy, unless all columns are read: one long matrix per group is multiplied faster than one per row.
+        return columns[left % right][:, top : top + down * (rows - 1) + 1 : down, at : at + across].flatten(1, 3)
 
     def _sums(self, summed: Tensor) -> Tensor:
         """Return the sum of every tap's inputs from their sum over examples, `[groups, in / groups, H, W]`."""
@@ -256,13 +276,55 @@ class PatchMoments:
     @property
     def covariance(self) -> Tensor:
         """Covariance of patches, `[groups, fan_in, fan_in]`, in flattened-kernel order and the products' dtype."""
+        entries = torch.arange(self.mean.shape[1])
+        return self.between(entries, entries)
+
+    def between(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return a block of the covariance, `[groups, rows, columns]`, in the products' dtype.
+
+        Args:
+            rows: indices into the flattened kernel, the same taps for every channel in order.
+            columns: such indices.
+        """
         groups, channels, taps = self.sums.shape
+        firsts, others = ([int(entry) % taps for entry in side[: len(side) // channels]] for side in (rows, columns))
+        shape = groups, channels, len(firsts), channels, len(others)
+        block = self.sums.new_empty(shape, dtype=self._dtype)
+        for (i, first), (j, other) in product(enumerate(firsts), enumerate(others)):
+            block[:, :, i, :, j] = self._pair(first, other)
+        mean = self.mean.to(block)
+        scaled = block.reshape(groups, len(rows), len(columns)).div_(max(self.count, 1))
+        return scaled.baddbmm_(mean[:, rows, None], mean[:, None, columns], alpha=-1)
+
+    def with_outputs(self, weight: Tensor) -> Tensor:
+        """Return the covariance with outputs, `[groups, fan_in, out]`, of a weight `[groups, out, fan_in]`.
+
+        The latest is kept, as all schemes of a layer ask for the same.
+        """
+        if self._outputs is not None and torch.equal(self._outputs[0], weight):
+            return self._outputs[1]
+        groups, channels, taps = self.sums.shape
+        by_tap = weight.to(self._dtype).reshape(groups, -1, channels, taps).permute(0, 3, 2, 1).flatten(1, 2)
+        block = by_tap.new_empty(groups, channels, taps, by_tap.shape[2])
+        for first in range(taps):
+            block[:, :, first] = torch.cat([self._pair(first, other) for other in range(taps)], 2) @ by_tap
+        mean = self.mean.to(block)
+        scaled = block.flatten(1, 2).div_(max(self.count, 1))
+        scaled.baddbmm_(mean[:, :, None], mean[:, None] @ weight.to(mean).mT, alpha=-1)
+        self._outputs = weight, scaled
+        return scaled
+
+    @property
+    def _dtype(self) -> torch.dtype:
         kept = {total.dtype for total in (*self.products.values(), *self.folded.values())}
-        dtype = max(kept, key=lambda dtype: dtype.itemsize, default=torch.float64)
-        second = torch.zeros(groups, channels, taps, channels, taps, dtype=dtype)
-        for (first, other), total in self._by_pair().items():
-            second[:, :, first, :, other] = total
-        for first, other in combinations(range(taps), 2):
-            second[:, :, other, :, first] = second[:, :, first, :, other].mT
-        mean, scaled = self.mean.to(dtype), second.reshape(groups, channels * taps, -1) / max(self.count, 1)
-        return scaled.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
+        return max(kept, key=lambda dtype: dtype.itemsize, default=torch.float64)
+
+    def _pair(self, first: int, other: int) -> Tensor:
+        """Return the sum of products of two taps, `[groups, in / groups, in / groups]`."""
+        if not self._pairs:
+            self._pairs.update(self._by_pair())
+        key = (min(first, other), max(first, other))
+        if key not in self._pairs:  # the taps never meet on these maps
+            channels = self.sums.shape[1]
+            return self.sums.new_zeros((), dtype=self._dtype).expand(len(self.sums), channels, channels)
+        return self._pairs[key] if first <= other else self._pairs[key].mT

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ranksearch.errors import DataError
 from ranksearch.factorize.base import Factors, at_all_rows, grouped_weight, square_roots
+from ranksearch.factorize.patch_moments import in_float64
 from ranksearch.factorize.statistics import Layer, LayerStatistics, Moments, SecondMoments, groups_of
 
 # Far above the rounding error of a float64 eigendecomposition, far below the effect of the data.
@@ -35,6 +36,7 @@ class PCADecomposition:
             `[groups, directions, directions]`; empty without two halves or above 1,024 directions.
         prior: the same covariance for white inputs.
         shrinkage: weight of the prior in the covariance that the directions are computed from.
+        rows: number of calibration rows.
     """
 
     encode: Tensor
@@ -44,6 +46,7 @@ class PCADecomposition:
     halves: tuple[Tensor, ...]
     prior: Tensor
     shrinkage: float
+    rows: int
 
     def truncation_errors(self) -> list[float]:
         """Return the share of the output's variance that each rank loses on the calibration data; entry r is rank r's.
@@ -62,20 +65,22 @@ class PCADecomposition:
             # Shrinkage is inversely proportional to the number of rows, and a half has half of them.
             directions = _directions(half, self.prior, 2 * self.shrinkage)
             seen, unseen = (_lost(_energies(directions, covariance)) for covariance in (half, other))
-            errors.append([at_all_rows(a, b) for a, b in zip(seen.tolist(), unseen.tolist(), strict=True)])
+            pairs = zip(seen.tolist(), unseen.tolist(), strict=True)
+            errors.append([at_all_rows(a, b, self.rows, half.shape[-1]) for a, b in pairs])
         return self._by_rank(torch.tensor(errors, dtype=torch.float64).mean(0))
 
     def _by_rank(self, lost: Tensor) -> list[float]:
         groups, directions = self.energies.shape
-        return [float(lost[rank // groups]) for rank in range(groups * directions + 1)]
+        by_group = lost.tolist()
+        return [by_group[rank // groups] for rank in range(groups * directions + 1)]
 
-    def factors(self, layer: Layer, rank: int) -> Factors:
-        """Return the factors of a rank, a multiple of the layer's groups, in its weight's dtype and on its device."""
+    def factors(self, layer: Layer, rank: int, *, rough: bool = False) -> Factors:  # always exact
+        """Return the factors of a rank; see `Decomposition`."""
         groups, kept = len(self.energies), rank // len(self.energies)
         encode, decode = self.encode[:, :kept], self.decode[:, :, :kept]
         down = (encode @ grouped_weight(layer, groups)).reshape(groups * kept, *layer.weight.shape[1:])
         lost = self.shift - torch.einsum("gor,grp,gp->go", decode, encode, self.shift)
-        bias = lost.flatten() if layer.bias is None else lost.flatten() + layer.bias.detach().cpu().to(lost)
+        bias = lost.flatten() if layer.bias is None else lost.flatten() + layer.bias.detach().to(lost)
         like = layer.weight.detach()
         up = decode.reshape(len(like), kept, *[1] * (like.ndim - 2))
         return Factors(down.to(like), up.to(like), bias.to(like))
@@ -114,9 +119,12 @@ def decompose_pca(
     if statistics is None:
         covariance = weighted @ weighted.mT
     else:
+        outer = root
         if statistics.side == "input":
-            frame, mapped = torch.linalg.qr(weighted)
-        halves = [_seen_through(root if frame is None else mapped, half) for half in statistics.halves if half.count]
+            if weighted.shape[1] > weighted.shape[2]:
+                frame, mapped = torch.linalg.qr(weighted)
+            outer = mapped
+        halves = [_seen_through(outer, half) for half in statistics.halves if half.count]
         if not halves:
             raise DataError("calibration saw no rows of the layer: give batches that are not empty")
         covariance = sum(halves[1:], halves[0]).covariance
@@ -124,7 +132,7 @@ def decompose_pca(
         if statistics.side == "input":
             shift = torch.einsum("goi,gi->go", weight, shift)
         elif layer.bias is not None:
-            shift = shift - layer.bias.detach().cpu().double().reshape(groups, -1)
+            shift = shift - in_float64(layer.bias.detach()).reshape(groups, -1)
     if not bool(torch.isfinite(covariance).all()):
         raise DataError("layer outputs or weights are not finite: check the calibration images and the weights")
     prior = mapped @ mapped.mT
@@ -138,15 +146,16 @@ def decompose_pca(
     basis = directions if frame is None else frame @ directions
     encode = basis.mT if root is None else basis.mT @ root
     decode = basis if inverse is None else inverse @ basis
-    return PCADecomposition(encode, decode, energies, shift, both, prior, shrinkage)
+    rows = sum(half.count for half in halves)
+    return PCADecomposition(encode, decode, energies, shift, both, prior, shrinkage, rows)
 
 
 def _seen_through(outer: Tensor | None, moments: SecondMoments) -> Moments:
     """Return the moments of rows mapped by a matrix, `[groups, directions, size]`, or unmapped if it is None."""
-    mean, covariance = moments.mean, moments.covariance.double()
-    if outer is not None:
-        mean, covariance = (outer @ mean[..., None])[..., 0], outer @ covariance @ outer.mT
-    return Moments(moments.count, mean, covariance * moments.count)
+    if outer is None:
+        return Moments(moments.count, moments.mean, moments.covariance.double() * moments.count)
+    covariance = outer @ moments.with_outputs(outer).double()
+    return Moments(moments.count, (outer @ moments.mean[..., None])[..., 0], covariance * moments.count)
 
 
 def _lost(energies: Tensor) -> Tensor:

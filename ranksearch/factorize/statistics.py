@@ -35,13 +35,19 @@ class SecondMoments(Protocol):
     def covariance(self) -> Tensor:
         """Covariance of the rows, `[groups, size, size]`."""
 
+    def between(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return a block of the covariance, `[groups, rows, columns]`, by indices of entries."""
+
+    def with_outputs(self, weight: Tensor) -> Tensor:
+        """Return the covariance with outputs, `[groups, size, out]`, of a weight `[groups, out, size]`."""
+
     def __add__(self, other: Any) -> SecondMoments:
         """Return the moments of both sets of rows combined."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """First and second moments of rows per group, in float64 on the CPU.
+    """First and second moments of rows per group, in float64.
 
     Attributes:
         count: number of rows.
@@ -71,6 +77,54 @@ class Moments:
     def covariance(self) -> Tensor:
         """Covariance of the rows, normalized by the count, `[groups, size, size]`."""
         return self.scatter / max(self.count, 1)
+
+    def between(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return a block of the covariance, `[groups, rows, columns]`, by indices of entries."""
+        return self.scatter[:, rows[:, None], columns] / max(self.count, 1)
+
+    def with_outputs(self, weight: Tensor) -> Tensor:
+        """Return the covariance with outputs, `[groups, size, out]`, of a weight `[groups, out, size]`."""
+        return self.covariance @ weight.mT.to(self.scatter)
+
+
+@dataclass(frozen=True)
+class WhiteMoments:
+    """Moments of uncorrelated entries of variance 1, which stand for unknown inputs.
+
+    Attributes:
+        groups: number of groups.
+        size: number of entries of a row.
+        device: device of the moments.
+    """
+
+    groups: int
+    size: int
+    device: torch.device
+    count: int = 0
+    finite: bool = True
+
+    @property
+    def mean(self) -> Tensor:
+        """Zeros, `[groups, size]`."""
+        return torch.zeros(self.groups, self.size, dtype=torch.float64, device=self.device)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Identity matrices, `[groups, size, size]`."""
+        return torch.eye(self.size, dtype=torch.float64, device=self.device).expand(self.groups, -1, -1)
+
+    def between(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return a block of the covariance, `[groups, rows, columns]`, by indices of entries."""
+        return (rows[:, None] == columns).double().to(self.device).expand(self.groups, -1, -1)
+
+    def with_outputs(self, weight: Tensor) -> Tensor:
+        """Return the covariance with outputs, `[groups, size, out]`, of a weight `[groups, out, size]`."""
+        return weight.mT.double()
+
+    def __add__(self, other: Any) -> SecondMoments:
+        """Return the other moments: nothing was measured here."""
+        moments: SecondMoments = other
+        return moments
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ranksearch.errors import PlanError
 from ranksearch.factorize import FactorizedConv2d, collect_statistics, decompose, decompose_schemes
+from ranksearch.factorize.als import AlternatingLeastSquares
 from ranksearch.factorize.functional import truncation_error
 from ranksearch.factorize.separable import FEW_RANKS, LEAST_RIDGE, SeparableDecomposition, _cross_validated
 from ranksearch.factorize.shapes import describe, joined_settings, settings_of, split_settings
@@ -86,36 +87,46 @@ def test_settings_are_dealt_out_and_joined_again(layer: nn.Conv2d, scheme: str) 
     assert found == expected
 
 
+def latent_problem(split: SeparableDecomposition, ranks: int) -> AlternatingLeastSquares:
+    return split.problem.latent(split.problem.whole, split.scheme, ranks)[2]
+
+
 @given(layers, st.sampled_from(SPLITS), st.integers(1, 3))
 def test_the_error_of_the_quadratic_form_is_the_measured_error(layer: nn.Conv2d, scheme: str, rank: int) -> None:
     seen = images(layer)
     statistics = collect_statistics(nn.Sequential(layer), [seen], ["0"])["0"]
     split = decompose(layer, statistics, scheme=scheme)
     assert isinstance(split, SeparableDecomposition)
-    problem = split.problem(statistics.all)
-    first, second = problem.ridged(split.ridge).solve(problem.ridged(split.ridge).first_factors()[0][:, :rank])
+    problem = latent_problem(split, min(max(split.problem.limits[scheme], rank), split.problem.orders[scheme].shape[1]))
+    error = problem.moments.error(*problem.ridged(split.ridge).solve(rank))
     with torch.no_grad():
         measured = truncation_error(layer(seen), joined(layer, split, rank * layer.groups, scheme)(seen), axis=1)
-    assert problem.truncation_error(first, second) == pytest.approx(measured, rel=1e-6, abs=1e-10)
+    assert error == pytest.approx(measured, rel=1e-6, abs=1e-10)
 
 
 @given(layers, st.sampled_from(SPLITS), st.integers(1, 3))
-def test_taking_turns_only_lowers_the_error(layer: nn.Conv2d, scheme: str, rank: int) -> None:
+def test_alternating_updates_only_lower_the_error(layer: nn.Conv2d, scheme: str, rank: int) -> None:
     statistics = collect_statistics(nn.Sequential(layer), [images(layer)], ["0"])["0"]
     split = decompose(layer, statistics, scheme=scheme)
     assert isinstance(split, SeparableDecomposition)
-    problem = split.problem(statistics.all).ridged(LEAST_RIDGE)
-    first = problem.first_factors()[0][:, :rank]
-    meeting = problem._meet(first)
-    second = problem._refit_second(first, torch.zeros(*problem.weight.shape[:3], rank).double(), meeting)
-    errors = [problem.truncation_error(first, second)]
-    for _ in range(3):
-        first, meeting = problem._improve_first(first, second, meeting)
-        errors.append(problem.truncation_error(first, second))
-        second = problem._refit_second(first, second, meeting)
-        errors.append(problem.truncation_error(first, second))
+    problem = latent_problem(split, split.problem.orders[scheme].shape[1]).ridged(LEAST_RIDGE)
+    errors = [problem.moments.error(*problem.solve(rank, turns)) for turns in range(4)]
     assert all(after <= before * (1 + 1e-6) + 1e-12 for before, after in itertools.pairwise(errors))
-    assert torch.allclose(meeting, problem._meet(first), atol=1e-6 * float(meeting.abs().max()))
+
+
+@given(layers, st.sampled_from(SPLITS))
+def test_one_cholesky_factor_gives_the_held_out_error_of_every_rank(layer: nn.Conv2d, scheme: str) -> None:
+    seen = images(layer, 12)
+    statistics = collect_statistics(nn.Sequential(layer), [seen], ["0"])["0"]
+    split = decompose(layer, statistics, scheme=scheme)
+    assert isinstance(split, SeparableDecomposition)
+    for fold in split.problem.folds(scheme):
+        problem = fold.problem.ridged(1e-3)
+        errors = problem.nested_errors(fold.held_out)
+        assert errors[0] == 1
+        for rank in range(1, len(errors)):
+            solved = fold.held_out.error(*problem.solve(rank, turns=0))
+            assert float(errors[rank]) == pytest.approx(solved, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("scheme", SPLITS)
@@ -177,7 +188,7 @@ def test_scarce_patches_are_helped_by_white_ones(scheme: str) -> None:
     assert split.ridge > LEAST_RIDGE
     errors = []
     for ridge in (split.ridge, LEAST_RIDGE):
-        plain = dataclasses.replace(split, given_ridge=ridge)
+        plain = dataclasses.replace(split, problem=dataclasses.replace(split.problem, given_ridge=ridge))
         twin = FactorizedConv2d(16, 16, 3, 5, scheme, padding=1)
         twin._set_factors(plain.factors(layer, 5))
         with torch.no_grad():
@@ -276,14 +287,14 @@ def test_statistics_that_cannot_serve_are_refused() -> None:
 @pytest.mark.parametrize("scheme", SPLITS)
 def test_errors_between_the_ranks_that_are_solved_are_those_that_solving_finds(scheme: str) -> None:
     torch.manual_seed(0)
-    layer = nn.Conv2d(24, 24, 3, padding=1)
-    mix = nn.Conv2d(24, 24, 5, padding=2).requires_grad_(False)
-    seen = torch.relu(mix(torch.randn(64, 24, 8, 8)))
+    layer = nn.Conv2d(32, 32, 3, padding=1)
+    mix = nn.Conv2d(32, 32, 5, padding=2).requires_grad_(False)
+    seen = torch.relu(mix(torch.randn(64, 32, 8, 8)))
     statistics = collect_statistics(nn.Sequential(layer), [seen], ["0"])["0"]
     split = decompose(layer, statistics, scheme=scheme)
     assert isinstance(split, SeparableDecomposition)
-    expected, folds = split.expected_errors(), split._folds()
-    ranks = range(1, split.limit + 1)
-    assert len(ranks) > FEW_RANKS
-    for rank, solved in zip(ranks, _cross_validated(folds, ranks, 2 * split.ridge), strict=True):
-        assert expected[rank] == pytest.approx(solved, rel=0.1)
+    expected, folds = split.expected_errors(), split.problem.folds(scheme)
+    problems = [fold.problem.ridged(2 * split.ridge) for fold in folds]
+    assert split.limit > FEW_RANKS
+    for rank in range(1, split.limit + 1):
+        assert expected[rank] == pytest.approx(_cross_validated(folds, problems, rank, 288), rel=0.1)
