@@ -10,17 +10,11 @@ from torch.nn import functional as F
 
 from ranksearch.batches import extract_predictions, iterate_inputs
 from ranksearch.errors import PlanError
-from ranksearch.factorize.patch_moments import LARGEST_TO_UNFOLD, PatchMoments, Taps, at_least_float32
+from ranksearch.factorize.patch_moments import LARGEST_TO_UNFOLD, PatchMoments, Taps, at_least_float32, in_float64
 from ranksearch.factorize.source_model import hooked, untouched, unwrap
 from ranksearch.factorize.statistics import Layer, LayerStatistics, Moments, groups_of
+from ranksearch.factorize.thinning import Thinning, as_rows
 from ranksearch.plan import SCHEMES, check_scheme
-
-
-def as_rows(values: Tensor, layer: nn.Module) -> Tensor:
-    """Reshape a layer's values to one row per position: `[B, C, H, W]` or `[..., C]` to `[N, C]`."""
-    if isinstance(layer, nn.Conv2d):
-        values = values.movedim(-3, -1)
-    return values.reshape(-1, values.shape[-1])
 
 
 def _moments(rows: Tensor, groups: int) -> Moments:
@@ -28,7 +22,7 @@ def _moments(rows: Tensor, groups: int) -> Moments:
     grouped = at_least_float32(rows).reshape(len(rows), groups, -1).transpose(0, 1)
     mean = grouped.mean(1)
     centred = grouped - mean[:, None]
-    return Moments(len(rows), mean.cpu().double(), (centred.mT @ centred).cpu().double())
+    return Moments(len(rows), in_float64(mean), in_float64(centred.mT @ centred))
 
 
 def _moments_of_patches(patches: Tensor) -> Moments:
@@ -37,7 +31,7 @@ def _moments_of_patches(patches: Tensor) -> Moments:
     mean = patches.mean((0, 3))
     patches -= mean[:, :, None]
     count = len(patches) * patches.shape[3]
-    return Moments(count, mean.cpu().double(), (patches @ patches.mT).sum(0).cpu().double())
+    return Moments(count, in_float64(mean), in_float64((patches @ patches.mT).sum(0)))
 
 
 NOTHING = Moments(0, torch.zeros(()), torch.zeros(()))
@@ -54,7 +48,13 @@ def _has_fewer_inputs(layer: Layer) -> bool:
 class _Observer:
     """Forward hook that accumulates the moments of one layer's rows for two halves of the examples."""
 
-    def __init__(self, layer: Layer, split: bool, inputs: bool = False) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        split: bool,
+        inputs: bool = False,
+        thinning: Thinning | None = None,
+    ) -> None:
         self.groups = groups_of(layer)
         self.taps = None
         if isinstance(layer, nn.Conv2d) and (inputs or (split and max(layer.kernel_size) > 1)):
@@ -64,34 +64,56 @@ class _Observer:
         self.halves: list[Moments | PatchMoments] = [NOTHING, NOTHING]
         if self.taps is not None and layer.weight[0].numel() > LARGEST_TO_UNFOLD:
             self.halves = [PatchMoments(self.taps), PatchMoments(self.taps)]
-        self.calls = 0
+        self.share = 1.0  # of all examples, in the batch
+        self.thin = thinning is None
+        self.thinning = thinning or Thinning(1, self.taps)
+        if thinning is not None and isinstance(self.halves[0], PatchMoments):
+            assert thinning.taps is not None
+            self.halves = [PatchMoments(thinning.taps), PatchMoments(thinning.taps)]
+        self.calls = self.examples = 0
 
     def __call__(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         values = output
         if self.side == "input":
             values = args[0] if args else kwargs["input"]
-            if isinstance(layer, nn.Conv2d) and self.taps is None:
-                values = values[..., :: layer.stride[0], :: layer.stride[1]]
-        values = values.detach()
         if isinstance(layer, nn.Conv2d) and values.ndim == 3:
-            values = values[None]  # an unbatched map
+            values, output = values[None], output[None]  # an unbatched map
+        if self.calls == 0 and self.thin:
+            self._thin(layer, output)
+        if self.side == "input" and isinstance(layer, nn.Conv2d) and self.taps is None:
+            values = values[..., :: layer.stride[0], :: layer.stride[1]]
         with torch.autocast(values.device.type, enabled=False):  # sums of squares need full precision
-            self._see(layer, values)
+            self._see(layer, values.detach())
+
+    def _thin(self, layer: Layer, output: Tensor) -> None:
+        entries = layer.weight[0].numel() if self.side == "input" else len(layer.weight) // self.groups
+        self.thinning = Thinning.from_output(layer, self.taps, output, 1 / self.share, entries)
+        if isinstance(self.halves[0], PatchMoments):
+            assert self.thinning.taps is not None
+            self.halves = [PatchMoments(self.thinning.taps), PatchMoments(self.thinning.taps)]
 
     def _see(self, layer: Layer, values: Tensor) -> None:
-        # Split by example, since positions of an image are correlated; the odd example alternates between halves.
-        middle = (len(values) + self.calls % 2) // 2
-        self.calls += 1
-        for index, part in enumerate((values[:middle], values[middle:])):
-            if part.numel():
-                half = self.halves[index]
-                if isinstance(half, PatchMoments):
-                    half.see(part)
-                elif self.taps is None:
-                    self.halves[index] = half + _moments(as_rows(part, layer), self.groups)
-                else:
-                    for patches in self.taps.unfolded(part):
-                        self.halves[index] = half = half + _moments_of_patches(patches)
+        # Split by example, since positions of an image are correlated; whatever the batches, every other one.
+        halves, before = [values[(self.examples + index) % 2 :: 2] for index in range(2)], self.examples // 2
+        self.calls, self.examples = self.calls + 1, self.examples + len(values)
+        for index, half in enumerate(halves):
+            if not half.numel():
+                continue
+            if self.taps is None:
+                self._add(index, self.thinning.inputs(layer, as_rows(half, layer), self.calls % self.thinning.step))
+                continue
+            for first, part in self.thinning.parts(half, before):
+                self._add(index, self.thinning.inputs(layer, part, first))
+
+    def _add(self, index: int, values: Tensor) -> None:
+        moments, taps = self.halves[index], self.thinning.taps
+        if isinstance(moments, PatchMoments):
+            moments.see(values)
+        elif taps is None:
+            self.halves[index] = moments + _moments(values, self.groups)
+        else:
+            for patches in taps.unfolded(values):
+                self.halves[index] = moments = moments + _moments_of_patches(patches)
 
     def result(self) -> LayerStatistics:
         return LayerStatistics(self.side, (self.halves[0], self.halves[1]))
@@ -109,7 +131,12 @@ def _layer(model: nn.Module, name: str) -> Layer:
 
 @torch.no_grad()
 def collect_statistics(
-    model: nn.Module, batches: Iterable[Tensor], layers: Iterable[str], schemes: Collection[str] = SCHEMES
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    layers: Iterable[str],
+    schemes: Collection[str] = SCHEMES,
+    *,
+    examples: int | None = None,
 ) -> dict[str, LayerStatistics]:
     """Accumulate the moments of the named layers' values in one pass; the model is left unchanged.
 
@@ -118,22 +145,30 @@ def collect_statistics(
         batches: inputs, `[B, ...]`, on the model's device.
         layers: dotted names of convolutions and linear layers.
         schemes: schemes that the layers will be decomposed by; the full one alone takes less time and memory.
+        examples: number of examples of all batches, which are then read one by one; None counts them first.
 
     Returns:
-        The statistics of every layer that ran. Memory per layer, for any number of images: two float64 matrices,
-        `[out, out]` or smaller; for a kernel that may be split, `[fan_in, fan_in]` if fan_in is at most 256, else the
-        products listed in `PatchMoments`, mostly in float32. Patches of up to 256 entries are unfolded a few maps at a
-        time, in 32 MiB or the size of one map's patches.
+        The statistics of every layer that ran, from all examples; where there are more than 32,768 rows and more than
+        25 for each entry of a row, from every k-th row of positions. Memory per layer, for any number of images: two
+        float64 matrices, `[out, out]` or smaller; for a kernel that may be split, `[fan_in, fan_in]` if fan_in is at
+        most 256, else the products listed in `PatchMoments`, mostly in float32. Patches of up to 256 entries are
+        unfolded a few maps at a time, in 32 MiB or the size of one map's patches.
     """
     model = unwrap(model)
     split = {check_scheme(scheme) for scheme in schemes} != {"full"}
+    inputs: Iterable[Tensor] = iterate_inputs(batches)
+    if examples is None:
+        inputs = list(inputs)
+        examples = sum(map(len, inputs))
     observers = {name: _Observer(_layer(model, name), split) for name in layers}
     handles = [  # prepended, to run before hooks that change the output
         model.get_submodule(name).register_forward_hook(observer, with_kwargs=True, prepend=True)
         for name, observer in observers.items()
     ]
     with hooked(handles), untouched(model):
-        for batch in iterate_inputs(batches):
+        for batch in inputs:
+            for observer in observers.values():
+                observer.share = max(1, len(batch)) / max(1, examples)
             model(batch)
     return {name: observer.result() for name, observer in observers.items() if observer.calls}
 
@@ -162,10 +197,17 @@ def collect_outputs(model: nn.Module, batches: Iterable[Tensor], layers: Iterabl
     return moments
 
 
-def observe_inputs(layer: Layer, inputs: Tensor) -> LayerStatistics:
-    """Return the statistics of one batch of a layer's inputs, over whole input rows or patches."""
-    observer = _Observer(layer, split=True, inputs=True)
-    observer(layer, (inputs,), {}, inputs)
+def observe_inputs(layer: Layer, inputs: Tensor, thinning: Thinning) -> LayerStatistics:
+    """Return the statistics of one batch of a layer's inputs, over whole input rows or patches.
+
+    Args:
+        layer: the layer.
+        inputs: its inputs, `[B, in, ...]`.
+        thinning: which rows are read.
+    """
+    observer = _Observer(layer, split=True, inputs=True, thinning=thinning)
+    for part in torch.split(inputs, 2 * thinning.at_once * thinning.step):
+        observer(layer, (part,), {}, part)
     return observer.result()
 
 
