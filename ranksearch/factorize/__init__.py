@@ -4,7 +4,6 @@ from ranksearch.factorize.base import Decomposition, Factors
 from ranksearch.factorize.batchnorm import (
     NormStatistics,
     adapt_batchnorm,
-    inputs_of_norms,
     recalibrate_batchnorm,
     statistics_of_norms,
 )
@@ -15,7 +14,12 @@ from ranksearch.factorize.layers.base import factorizing_could_speedup
 from ranksearch.factorize.layers.conv import FactorizedConv2d
 from ranksearch.factorize.layers.linear import FactorizedLinear
 from ranksearch.factorize.patch_moments import PatchMoments
-from ranksearch.factorize.sequential import affordable_images, factorize_sequentially
+from ranksearch.factorize.sequential import (
+    DenseActivations,
+    affordable_images,
+    factorize_sequentially,
+    record_activations,
+)
 from ranksearch.factorize.source_model import clone, require_ready, untouched, unwrap
 from ranksearch.factorize.statistics import LayerStatistics, Moments
 from ranksearch.factorize.surgery import factorize_model, factorized_like, require_called
@@ -24,6 +28,7 @@ from ranksearch.plan import LayerProfile
 
 __all__ = [
     "Decomposition",
+    "DenseActivations",
     "FactorizedConv2d",
     "FactorizedLinear",
     "Factors",
@@ -47,9 +52,9 @@ __all__ = [
     "factorize_sequentially",
     "factorized_like",
     "factorizing_could_speedup",
-    "inputs_of_norms",
     "profile_layers",
     "recalibrate_batchnorm",
+    "record_activations",
     "require_called",
     "require_ready",
     "statistics_of_norms",

@@ -18,10 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch.batches import iterate_inputs
 from ranksearch.errors import DataError
-from ranksearch.factorize.source_model import hooked, untouched, unwrap
+from ranksearch.factorize.source_model import hooked, unwrap
 
-# Shares of the corrected statistics; the rest is plain re-estimation. Ties go to the earlier entry.
-SHARES = (1.0, 0.5, 0.0)
+# Shares of the corrected statistics; the rest is plain re-estimation.
+CORRECTED, MIXED, PLAIN = 1.0, 0.5, 0.0
 # Used instead of a share to keep the stored statistics.
 STORED = None
 
@@ -49,10 +49,11 @@ def norms_of(model: nn.Module) -> dict[str, _BatchNorm]:
 
 def statistics_of_norms(model: nn.Module) -> dict[str, NormStatistics]:
     """Return a copy of the running statistics of every BatchNorm, by name."""
-    return {name: _statistics(norm) for name, norm in norms_of(model).items()}
+    return {name: norm_statistics(norm) for name, norm in norms_of(model).items()}
 
 
-def _statistics(norm: _BatchNorm) -> NormStatistics:
+def norm_statistics(norm: _BatchNorm) -> NormStatistics:
+    """Return a copy of a norm's running statistics."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return NormStatistics(norm.running_mean.detach().clone(), norm.running_var.detach().clone())
@@ -96,28 +97,6 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
                 raise DataError("1 example is too few for a variance: give batches of 2 or more") from None
 
 
-@torch.no_grad()
-def inputs_of_norms(model: nn.Module, images: Tensor) -> dict[str, NormStatistics]:
-    """Return the mean and variance of every norm's input in eval mode, by name; the model is left unchanged.
-
-    Args:
-        model: the network, in any mode.
-        images: one batch of inputs, `[B, ...]`.
-
-    Returns:
-        The moments of the norms that are called exactly once.
-    """
-    model, seen = unwrap(model), dict[str, list[NormStatistics]]()
-
-    def watch(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.setdefault(name, []).append(_moments(args[0]))
-
-    handles = [norm.register_forward_pre_hook(partial(watch, name)) for name, norm in norms_of(model).items()]
-    with hooked(handles), untouched(model):
-        model(images)
-    return {name: calls[0] for name, calls in seen.items() if len(calls) == 1}
-
-
 def moved(stored: NormStatistics, before: NormStatistics, after: NormStatistics, eps: float) -> NormStatistics:
     """Return statistics corrected for the change of a norm's inputs: the mean is shifted, the variance scaled.
 
@@ -152,7 +131,7 @@ def move_in_turn(
     Args:
         network: the factorized network, in eval mode.
         stored: statistics of the dense network, by name.
-        inputs: moments of the dense network's norm inputs, see `inputs_of_norms`; other norms keep `stored`.
+        inputs: moments of the dense network's norm inputs, see `record_activations`; other norms keep `stored`.
         images: the batch of inputs that these moments were measured on.
 
     Returns:
@@ -161,7 +140,7 @@ def move_in_turn(
     changed: set[str] = set()
 
     def move(name: str, norm: _BatchNorm, args: tuple[Tensor, ...]) -> None:
-        after = _moments(args[0])
+        after = norm_moments(args[0])
         if not inputs[name].equals(after):
             changed.add(name)
         set_statistics(norm, moved(stored[name], inputs[name], after, norm.eps))
@@ -179,30 +158,27 @@ def move_in_turn(
 def adapt_batchnorm(
     network: nn.Module,
     stored: Mapping[str, NormStatistics],
-    inputs: Mapping[str, NormStatistics],
-    images: Tensor,
     batches: Iterable[Tensor],
     divergence: Callable[[nn.Module], float] | None = None,
 ) -> float | None:
-    """Set a factorized network's BatchNorm statistics to the dense network's, corrected for the change of the inputs.
+    """Choose a factorized network's BatchNorm statistics: corrected for the change of the inputs, or re-estimated.
 
     Args:
-        network: the factorized network; changed in place and left in eval mode.
+        network: the factorized network, its norms corrected by `move_in_turn` or `factorize_sequentially`; changed in
+            place and left in eval mode.
         stored: running statistics of the dense network, by name; see `statistics_of_norms`.
-        inputs: moments of the dense network's norm inputs; see `inputs_of_norms`.
-        images: the batch of inputs that these moments were measured on.
         batches: inputs for plain re-estimation, `[B, ...]` each.
-        divergence: divergence of a network from the dense one on held-out images. It selects the best of `SHARES` and
-            `STORED` (no change at all). None selects a share of 1.
+        divergence: divergence of a network from the dense one on held-out images. It selects among statistics that
+            depart from the stored ones step by step: `STORED`, `CORRECTED`, `MIXED`, `PLAIN`. None selects `CORRECTED`.
 
     Returns:
         The selected share, or `STORED`.
     """
     network.eval()
     norms = {name: norm for name, norm in norms_of(network).items() if name in stored}
-    changed = move_in_turn(network, stored, inputs, images)
+    changed = {name for name, norm in norms.items() if not stored[name].equals(norm_statistics(norm))}
     if divergence is None or not changed:
-        return SHARES[0]
+        return CORRECTED
     by_difference = statistics_of_norms(network)
     counters = [norm.num_batches_tracked for norm in norms.values() if norm.num_batches_tracked is not None]
     counts = [counter.clone() for counter in counters]
@@ -216,32 +192,25 @@ def adapt_batchnorm(
             kept = share is STORED or name not in changed
             set_statistics(norm, stored[name] if kept else mixed(by_difference[name], plain[name], share or 0.0))
 
-    scores: dict[float | None, float] = {}
-    for share in (*SHARES, STORED):
+    def score(share: float | None) -> float:
         use(share)
-        scores[share] = divergence(network)
+        return divergence(network)
+
+    # From the middle, only the direction that improves is followed. Ties go to the earlier entry.
+    scores: dict[float | None, float] = {share: score(share) for share in (CORRECTED, MIXED)}
+    further = PLAIN if scores[MIXED] < scores[CORRECTED] else STORED
+    scores[further] = score(further)
     chosen = min(scores, key=scores.__getitem__)
     use(chosen)
     return chosen
 
 
-def move_statistics(dense: _BatchNorm, twin: _BatchNorm, inputs: Tensor, changed: Tensor) -> None:
-    """Correct a norm's running statistics for how its inputs differ from those in the dense network, in place.
-
-    Args:
-        dense: the norm in the dense network.
-        twin: the same norm in the factorized network.
-        inputs: inputs of the dense norm, `[B, channels, ...]`.
-        changed: inputs of the twin, for the same examples.
-    """
-    set_statistics(twin, moved(_statistics(dense), _moments(inputs), _moments(changed), dense.eps))
-
-
-def _moments(values: Tensor) -> NormStatistics:
+def norm_moments(values: Tensor) -> NormStatistics:
     """Return the mean and variance of each channel of `[B, channels, ...]`."""
-    axes = [axis for axis in range(values.ndim) if axis != 1]
-    var, mean = torch.var_mean(values.float() if values.dtype.itemsize < 4 else values, axes, correction=0)
-    return NormStatistics(mean, var)
+    precise = values.float() if values.dtype.itemsize < 4 else values
+    # Several times faster than torch.var_mean where channels are last.
+    _, mean, inverse_deviation = torch.native_batch_norm(precise, None, None, None, None, True, 0.0, 0.0)
+    return NormStatistics(mean, inverse_deviation.square().reciprocal())
 
 
 @contextmanager

@@ -9,76 +9,144 @@ best linear map from x to y is W + E[(y - W x) x^T] E[x x^T]^-1: an ordinary lay
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
-from ranksearch.batches import extract_predictions
 from ranksearch.factorize.als import solve_symmetric
-from ranksearch.factorize.base import grouped_weight
-from ranksearch.factorize.batchnorm import evaluating, move_statistics
-from ranksearch.factorize.calibration import as_rows, observe_inputs
+from ranksearch.factorize.base import Factors, grouped_weight
+from ranksearch.factorize.batchnorm import (
+    NormStatistics,
+    evaluating,
+    moved,
+    norm_moments,
+    norm_statistics,
+    norms_of,
+    set_statistics,
+)
+from ranksearch.factorize.calibration import observe_inputs
 from ranksearch.factorize.decomposition import decompose
 from ranksearch.factorize.layers.conv import FactorizedConv2d
 from ranksearch.factorize.layers.linear import FactorizedLinear
-from ranksearch.factorize.patch_moments import Taps, at_least_float32
+from ranksearch.factorize.patch_moments import Taps, at_least_float32, in_float64
 from ranksearch.factorize.source_model import clone, hooked, untouched, unwrap
 from ranksearch.factorize.statistics import Layer, LayerStatistics
-from ranksearch.factorize.surgery import Decompositions, factorized_like, set_factors
+from ranksearch.factorize.surgery import Decompositions, Solved, factorized_like, set_factors
+from ranksearch.factorize.thinning import Thinning, as_rows, convolve
 from ranksearch.plan import LayerChoice, RankPlan
+from ranksearch.progress import Tick, unseen
 
 # Ridge on the input covariance, as a share of its mean variance; it shrinks a layer towards the dense one.
 RIDGE = 1e-3
 # With fewer rows than this per input element, a layer keeps the factors for the dense network's inputs.
 ROWS_FOR_EACH_NUMBER = 4
-# Limit on the size of the largest map, over all images, each of which goes through both networks.
-NUMBERS_AT_ONCE = 8 * 10**7
-# Part size, which avoids a copy of all maps of a layer.
-EXAMPLES_AT_ONCE = 16
+# Examples whose mean inputs are subtracted from all, against rounding.
+EXAMPLES_FOR_CENTRE = 16
+# Limit on the size of the largest map, over all images, and on that of the dense outputs of all layers.
+NUMBERS_AT_ONCE = 4 * 10**7
+NUMBERS_STORED = 5 * 10**8
 
 
-class _Pair(nn.Module):
-    """A dense module and its factorized twin, each of which processes one half of the batch."""
+@dataclass
+class _Recording:
+    """What one layer of the dense network computes.
 
-    def __init__(self, dense: nn.Module, twin: nn.Module) -> None:
-        super().__init__()
-        self.dense, self.twin = dense, twin
-        # Receives the twin's inputs and the dense module's outputs, before the twin runs.
-        self.solve: Callable[[Tensor, Tensor], None] | None = None
-        self.rehearsing = True  # whether the dense module runs on both halves, and only the pair's calls are recorded
-        self.calls, self.alike = 0, True  # in the rehearsal; alike: whether both halves agreed in every input
-        self.adapts = False  # whether a BatchNorm's running statistics are moved by the difference of the halves
+    Attributes:
+        thinning: which rows of the outputs are kept.
+        shape: shape of the inputs.
+        rows: number of output rows, before thinning.
+        outputs: kept outputs, for a few examples each.
+        calls: number of calls; only the first is recorded.
+    """
 
-    def forward(self, input: Tensor) -> Tensor:
-        dense_inputs, twin_inputs = input[: len(input) // 2], input[len(input) // 2 :]
-        if self.rehearsing:
-            self.calls += 1
-            self.alike = self.alike and dense_inputs.shape == twin_inputs.shape
-            self.alike = self.alike and bool((dense_inputs - twin_inputs).norm() <= 1e-3 * dense_inputs.norm())
-            both: Tensor = self.dense(input)
-            return both
-        outputs = torch.cat([self.dense(dense_inputs)] * 2)  # the twin's half is overwritten: maps are large
-        target, twin_outputs = outputs.chunk(2)
-        if self.solve is not None:
-            self.solve(twin_inputs, target)
-        if self.adapts:
-            assert isinstance(self.dense, _BatchNorm)
-            assert isinstance(self.twin, _BatchNorm)
-            move_statistics(self.dense, self.twin, dense_inputs, twin_inputs)
-        twin_outputs[:] = self.twin(twin_inputs)
-        return outputs
+    thinning: Thinning = field(default_factory=lambda: Thinning(1, None))
+    shape: torch.Size = field(default_factory=torch.Size)
+    rows: int = 0
+    outputs: list[Tensor] = field(default_factory=list)
+    calls: int = 0
 
-    def __getattr__(self, name: str) -> Any:
-        # The calling code may read the module's settings.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("dense"), name)
+    def __call__(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        self.calls += 1
+        if self.calls > 1:
+            self.outputs = []
+            return
+        values = args[0] if args else kwargs["input"]
+        taps = Taps.from_layer(layer) if isinstance(layer, nn.Conv2d) else None
+        if output.ndim < (2 if taps is None else 4):
+            return
+        self.shape, self.rows = values.shape, output.numel() // len(layer.weight)
+        self.thinning = Thinning.from_output(layer, taps, output, 1.0, layer.weight[0].numel())
+        for first, part in self.thinning.parts(output.detach()):
+            self.outputs.append(self.thinning.outputs(part if taps else as_rows(part, layer), first).clone())
+
+
+@dataclass(frozen=True)
+class DenseActivations:
+    """What the dense network computes on the images that layers are solved on, recorded once for all plans.
+
+    Attributes:
+        images: one batch of inputs, `[B, ...]`.
+        layers: layer name -> recording.
+        norms: name of a BatchNorm that is called once -> moments of its inputs.
+    """
+
+    images: Tensor
+    layers: Mapping[str, _Recording]
+    norms: Mapping[str, NormStatistics]
+
+
+@torch.no_grad()
+def record_activations(model: nn.Module, images: Tensor, layers: Iterable[str]) -> DenseActivations:
+    """Record what the dense network computes, in one pass over one batch; the model is left unchanged.
+
+    Args:
+        model: the dense network, in any mode; it runs in eval mode.
+        images: one batch of inputs on the model's device, `[B, ...]`.
+        layers: dotted names of the layers that plans may factorize.
+    """
+    model = unwrap(model)
+    with untouched(model), recording(model, layers) as recorded:
+        model(images)
+    return recorded(images)
+
+
+@contextmanager
+def recording(model: nn.Module, layers: Iterable[str]) -> Iterator[Callable[[Tensor], DenseActivations]]:
+    """Record what the dense network computes in the block, where it runs on one batch, in eval mode.
+
+    Args:
+        model: the dense network.
+        layers: dotted names of the layers that plans may factorize.
+
+    Yields:
+        Function of that batch, to be called after the block, that returns the activations.
+    """
+    moments = dict[str, list[NormStatistics]]()
+    recordings = {name: _Recording() for name in layers}
+
+    def watch(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        moments.setdefault(name, []).append(norm_moments(args[0]))
+
+    def recorded(images: Tensor) -> DenseActivations:
+        once = {name: calls[0] for name, calls in moments.items() if len(calls) == 1}
+        return DenseActivations(images, recordings, once)
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(recording, with_kwargs=True, prepend=True)
+        for name, recording in recordings.items()
+    ]
+    handles += [norm.register_forward_pre_hook(partial(watch, name)) for name, norm in norms_of(model).items()]
+    with hooked(handles):
+        yield recorded
 
 
 @torch.no_grad()
@@ -86,151 +154,220 @@ def factorize_sequentially(
     model: nn.Module,
     plan: RankPlan,
     decompositions: Decompositions,
-    images: Tensor,
+    images: Tensor | DenseActivations,
     sensitivities: Mapping[str, Tensor] | None = None,
+    solved: Solved | None = None,
+    *,
+    tick: Tick = unseen,
 ) -> nn.Module:
     """Factorize a model by a plan, each layer solved for its inputs in the factorized network.
 
-    Both networks run as one, in one pass over a batch that holds every image twice, with the patches of a few maps at a
-    time in memory.
+    The factorized network makes one pass over the images, in which each layer is solved before it runs.
 
     Args:
         model: the dense network; left unchanged.
         plan: layers to factorize, with their schemes and latent sizes.
         decompositions: layer name -> scheme -> decomposition, of at least the plan's choices. Their factors are used
-            for a layer that is not called exactly once, has too few rows for its size, hooks, or non-finite values,
-            and for all layers of a model that does not keep examples along the first axis.
-        images: one batch of inputs on the model's device, `[B, ...]`; 2 B maps of a layer are held at once.
+            for a layer that is not called exactly once, has too few rows for its size, hooks, or non-finite values.
+        images: one batch of inputs on the model's device, `[B, ...]`, or the dense network's activations for it; all
+            maps of a layer are held at once.
         sensitivities: layer name -> sensitivity, see `decompose`.
+        solved: factors of layers from plans that agree with this one in all layers up to them; it is extended.
+        tick: is called for every layer that is solved.
 
     Returns:
-        The factorized network, as from `factorize_model`. If the pass was made, BatchNorm statistics are moved by the
-        change of their inputs on the images.
+        The factorized network, as from `factorize_model`. BatchNorm statistics are moved by the change of their inputs
+        on the images.
 
     Raises:
         PlanError: the plan does not fit the model, or a layer of it was not calibrated.
     """
     model, network = unwrap(model), factorized_like(model, plan)
-    with untouched(model), evaluating(network):
-        norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-        pairs = {name: _Pair(model.get_submodule(name), network.get_submodule(name)) for name in (*norms, *plan.layers)}
-        # The copy has the pair in place of each such module, and shares all other weights.
-        kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        both = clone(model, {**kept, **{id(pair.dense): pair for pair in pairs.values()}})
-        probe = images[:2]
-        as_one = _rehearse(both, model, torch.cat([probe, probe])) and all(pair.alike for pair in pairs.values())
-        for name, choice in plan:
-            pair = pairs[name]
-            one_shot = partial(set_factors, pair.dense, pair.twin, name, choice, decompositions)
-            if as_one and pair.calls == 1:
-                pair.solve = partial(_solve, pair, choice, (sensitivities or {}).get(name), one_shot)
-            else:
-                one_shot()
-        if as_one:
-            for pair in pairs.values():
-                pair.rehearsing = False
-                tracks = isinstance(pair.twin, _BatchNorm) and pair.twin.running_mean is not None
-                pair.adapts = tracks and pair.calls == 1
-            both(torch.cat([images, images]))
+    dense = record_activations(model, images, plan.layers) if isinstance(images, Tensor) else images
+    solved, so_far = {} if solved is None else solved, list[tuple[str, LayerChoice]]()
+    norms = {name: norm for name, norm in norms_of(network).items() if name in dense.norms}
+    # The pass may change state that the model keeps besides its weights: that of a copy around the same modules.
+    shared: list[nn.Module | Tensor] = [*(network.get_submodule(name) for name in plan.layers), *norms.values()]
+    runner = clone(network, {id(part): part for part in (*shared, *network.parameters())})
+
+    count = iter(range(1, len(plan) + 1))
+
+    def done() -> None:
+        tick("solving layers", next(count), len(plan))
+
+    def solve(name: str, twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        so_far.append((name, plan.layers[name]))
+        layer, recording = model.get_submodule(name), dense.layers[name]
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        assert isinstance(twin, FactorizedConv2d | FactorizedLinear)
+        inputs = args[0] if args else kwargs["input"]
+        if not _fits(recording, inputs):
+            set_factors(layer, twin, name, plan.layers[name], decompositions)
+            done()
+            return
+        key = tuple(so_far)
+        if key not in solved:
+            with torch.autocast(inputs.device.type, enabled=False):  # sums of products need full precision
+                solved[key] = _solve(layer, recording, plan.layers[name], (sensitivities or {}).get(name), inputs)
+        twin._set_factors(solved[key])
+        done()
+
+    handles: list[RemovableHandle] = []
+    for name, choice in plan:
+        if solvable(model.get_submodule(name), dense.layers[name]):
+            twin = network.get_submodule(name)
+            handles.append(twin.register_forward_pre_hook(partial(solve, name), prepend=True, with_kwargs=True))
+        else:
+            layer, twin = model.get_submodule(name), network.get_submodule(name)
+            set_factors(layer, twin, name, choice, decompositions)
+            done()
+    for name, norm in norms.items():
+        handles.append(norm.register_forward_pre_hook(partial(_move, dense.norms[name], _norm(model, name))))
+    with hooked(handles), evaluating(runner):
+        runner(dense.images)
     return network
 
 
-def _rehearse(both: nn.Module, model: nn.Module, images: Tensor) -> bool:
-    """Return whether both networks can run as one; model code may not accept a pair in place of a module."""
-    try:
-        return torch.equal(extract_predictions(both(images)), extract_predictions(model(images)))
-    except Exception:  # model code may raise anything
-        return False
+def solvable(layer: nn.Module, recording: _Recording) -> bool:
+    """Return whether a layer can be solved in turn, by what was recorded of it in the dense network."""
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    # Hooks may change its outputs.
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    enough = enough_rows(layer, recording.rows)
+    return recording.calls == 1 and bool(recording.outputs) and enough and not hooks
+
+
+def enough_rows(layer: nn.Module, rows: int) -> bool:
+    """Return whether a layer has enough rows of inputs to be solved in turn."""
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    return rows >= ROWS_FOR_EACH_NUMBER * layer.weight[0].numel()
+
+
+def _fits(recording: _Recording, inputs: Tensor) -> bool:
+    """Return whether a layer's inputs are finite, and those that its recorded outputs are for."""
+    # A sum is finite only if every element is, and it needs no mask.
+    finite = (at_least_float32(values).sum().isfinite() for values in (inputs, *recording.outputs))
+    return inputs.shape == recording.shape and all(map(bool, finite))
 
 
 def _solve(
-    pair: _Pair,
-    choice: LayerChoice,
-    sensitivity: Tensor | None,
-    one_shot: Callable[[], None],
-    inputs: Tensor,
-    target: Tensor,
-) -> None:
-    """Set the best factors of a layer's twin for its inputs, or one-shot factors if these cannot be computed."""
-    layer, twin = pair.dense, pair.twin
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    assert isinstance(twin, FactorizedConv2d | FactorizedLinear)
-    too_few = len(as_rows(target, layer)) < ROWS_FOR_EACH_NUMBER * layer.weight[0].numel()
-    has_hooks = layer._forward_hooks or layer._forward_pre_hooks  # which may change its outputs
-    # A sum is finite only if every element is, and it needs no mask.
-    if too_few or has_hooks or not all(bool(at_least_float32(values).sum().isfinite()) for values in (inputs, target)):
-        one_shot()
-        return
-    with torch.autocast(inputs.device.type, enabled=False):  # sums of products need full precision
-        inputs = inputs.to(layer.weight.dtype)
-        statistics = observe_inputs(layer, inputs)
-        corrected = _corrected(layer, statistics, inputs, target)
-        decomposition = decompose(corrected, statistics, sensitivity, choice.scheme)
-        twin._set_factors(decomposition.factors(corrected, choice.latent_size))
+    layer: Layer, recording: _Recording, choice: LayerChoice, sensitivity: Tensor | None, inputs: Tensor
+) -> Factors:
+    """Return the best factors of a layer for its inputs in the factorized network and outputs in the dense one."""
+    inputs = inputs.to(layer.weight.dtype)
+    statistics = observe_inputs(layer, inputs, recording.thinning)
+    corrected = _refit(layer, recording, statistics, inputs)
+    return decompose(corrected, statistics, sensitivity, choice.scheme).factors(corrected, choice.latent_size)
 
 
-def _corrected(layer: Layer, statistics: LayerStatistics, inputs: Tensor, target: Tensor) -> Layer:
-    """Return a copy of the layer, refit by ridge regression of a target `[B, out, ...]` on inputs `[B, in, ...]`."""
-    missed = torch.empty_like(target, dtype=at_least_float32(target[:0]).dtype)
-    for residual, wanted, images in _in_parts(missed, target, inputs):
-        torch.sub(wanted, layer(images), out=residual)
-    rows = as_rows(missed, layer)
-    shift, count = rows.mean(0), len(rows)
-    missed -= shift[:, None, None] if isinstance(layer, nn.Conv2d) else shift
-    covariance = statistics.all.covariance.double()
-    level = RIDGE * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
+def _refit(layer: Layer, recording: _Recording, statistics: LayerStatistics, inputs: Tensor) -> Layer:
+    """Return a copy of the layer, refit by ridge regression of its dense outputs on inputs `[B, in, ...]`."""
+    weight = at_least_float32(layer.weight.detach())
+    products, shift = _residual_products(layer, recording, statistics, inputs)
+    covariance = statistics.all.covariance.clone()
+    level = RIDGE * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
     covariance.diagonal(dim1=1, dim2=2).add_(level[:, None])
-    change = solve_symmetric(covariance, (_products(layer, inputs, missed) / count).mT).mT
-    bias = shift.cpu().double() - torch.einsum("goi,gi->go", change, statistics.mean).flatten()
+    change = solve_symmetric(covariance, products.mT.to(covariance)).mT.double()
+    bias = in_float64(shift) - torch.einsum("goi,gi->go", change, statistics.mean).flatten()
     if layer.bias is not None:
-        bias += layer.bias.detach().cpu().double()
-    weight = grouped_weight(layer, len(change)) + change
+        bias += in_float64(layer.bias.detach())
+    fitted = grouped_weight(layer, len(change)) + change
     refitted = copy.copy(layer)  # the same settings, but separate tensors
     refitted._parameters = {
-        "weight": nn.Parameter(weight.reshape(layer.weight.shape).to(layer.weight)),
-        "bias": nn.Parameter(bias.to(layer.weight)),
+        "weight": nn.Parameter(fitted.reshape(layer.weight.shape).to(weight)),
+        "bias": nn.Parameter(bias.to(weight)),
     }
     return refitted
 
 
-def _products(layer: Layer, inputs: Tensor, missed: Tensor) -> Tensor:
-    """Return the sum of products of zero-mean residuals with inputs, `[groups, out / groups, fan_in]`, float64."""
-    # As the residuals have zero mean, subtracting a constant from the inputs, padding included, only affects rounding.
-    centre = at_least_float32(as_rows(inputs, layer).mean(0))
-    sums = torch.zeros((), device=inputs.device)
-    if isinstance(layer, nn.Linear):
-        for batch, residual in _in_parts(inputs, missed):
-            sums = sums + as_rows(residual, layer).mT @ (as_rows(batch, layer) - centre)
-        return sums.cpu().double()[None]
-    taps = Taps.from_layer(layer)
-    for images, residual in _in_parts(inputs, missed):
-        padded = taps.with_all_padding(at_least_float32(images)) - centre[:, None, None]
-        # This sum over positions is the gradient of a convolution's weight.
-        sums = sums + conv2d_weight(  # type: ignore[no-untyped-call]  # as torch declares it
-            padded, layer.weight.shape, residual, taps.stride, 0, taps.dilation, taps.groups
-        )
-    return sums.reshape(taps.groups, -1, layer.weight[0].numel()).cpu().double()
+def _residual_products(
+    layer: Layer, recording: _Recording, statistics: LayerStatistics, inputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the covariance of the layer's residuals with its inputs, and the residuals' mean.
+
+    Residuals are the dense network's outputs minus those of the layer for the factorized network's inputs.
+
+    Returns:
+        The covariance, `[groups, out / groups, fan_in]`, float64, and the mean, `[out]`.
+    """
+    taps, weight = recording.thinning.taps, at_least_float32(layer.weight.detach())
+    bias = None if layer.bias is None else at_least_float32(layer.bias.detach())
+    # Constants that are subtracted from the inputs, padding included, only affect rounding.
+    centre = at_least_float32(as_rows(inputs[:EXAMPLES_FOR_CENTRE], layer).mean(0))
+    sums = total = torch.zeros((), device=inputs.device)
+    count = 0
+    for (first, part), wanted in zip(recording.thinning.parts(inputs), recording.outputs, strict=True):
+        rows = part if taps else as_rows(part, layer)
+        kept = at_least_float32(recording.thinning.inputs(layer, rows, first))
+        if taps is None:
+            missed = wanted - F.linear(kept, weight, bias)
+            products = missed.mT @ (kept - centre)
+        else:
+            missed = wanted - convolve(taps, kept, weight, bias)
+            padded = taps.with_all_padding(kept) - centre[:, None, None]
+            # This sum over positions is the gradient of a convolution's weight.
+            products = conv2d_weight(  # type: ignore[no-untyped-call]  # as torch declares it
+                padded, weight.shape, missed, taps.stride, 0, taps.dilation, taps.groups
+            )
+        missed = as_rows(missed, layer)
+        sums, total, count = sums + products, total + missed.sum(0), count + len(missed)
+    groups, shift = statistics.mean.shape[0], total / count
+    grouped = in_float64(sums / count).reshape(groups, -1, weight[0].numel())
+    spread = weight[0].numel() // (len(centre) // groups)  # entries of a patch for each channel
+    mean = statistics.mean - in_float64(centre).reshape(groups, -1).repeat_interleave(spread, 1)
+    return grouped - in_float64(shift).reshape(groups, -1, 1) * mean[:, None], shift
 
 
-def _in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Iterate over a few examples at a time of tensors of equal length, which avoids a copy of all of them."""
-    return zip(*(torch.split(tensor, EXAMPLES_AT_ONCE) for tensor in tensors), strict=True)
+def _norm(model: nn.Module, name: str) -> _BatchNorm:
+    norm = model.get_submodule(name)
+    assert isinstance(norm, _BatchNorm)
+    return norm
+
+
+def _move(before: NormStatistics, dense: _BatchNorm, twin: _BatchNorm, args: tuple[Tensor, ...]) -> None:
+    """Correct a norm's running statistics for how its inputs differ from those in the dense network, before it runs."""
+    set_statistics(twin, moved(norm_statistics(dense), before, norm_moments(args[0]), dense.eps))
+
+
+@torch.no_grad()
+def scarce_layers(model: nn.Module, image: Tensor, layers: Iterable[str], images: int) -> list[str]:
+    """Return the names of the layers that have too few rows to be solved in turn.
+
+    Args:
+        model: the dense network.
+        image: one image, `[1, ...]`.
+        layers: names of layers.
+        images: number of images to solve on.
+    """
+    model, rows = unwrap(model), dict.fromkeys(layers, 0)
+
+    def see(name: str, layer: Layer, _: object, output: Tensor) -> None:
+        rows[name] += output.numel() // len(layer.weight)
+
+    handles = [model.get_submodule(name).register_forward_hook(partial(see, name)) for name in rows]
+    with hooked(handles), untouched(model):
+        model(image)
+    return [name for name, count in rows.items() if not enough_rows(model.get_submodule(name), count * images)]
 
 
 @torch.no_grad()
 def affordable_images(model: nn.Module, image: Tensor) -> int:
-    """Return the number of images for sequential factorization at which the largest map takes 320 MB in float32.
+    """Return the number of images for sequential factorization by the memory that they take.
+
+    The largest map of all images takes at most 160 MB in float32, and the outputs of all layers 2 GB.
 
     Args:
         model: the network to factorize.
         image: one image, `[1, ...]`.
     """
-    model, sizes = unwrap(model), [image.numel()]
+    model, sizes, outputs = unwrap(model), [image.numel()], [1]
 
-    def see(_: nn.Module, __: object, output: object) -> None:
+    def see(module: nn.Module, __: object, output: object) -> None:
         if isinstance(output, Tensor):
             sizes.append(output.numel())
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                outputs.append(output.numel())
 
     with hooked([module.register_forward_hook(see) for module in model.modules()]), untouched(model):
         model(image)
-    return NUMBERS_AT_ONCE // (2 * max(sizes))
+    return min(NUMBERS_AT_ONCE // max(sizes), NUMBERS_STORED // sum(outputs))

@@ -1,13 +1,13 @@
 """Model surgery: a plan's network, built from a copy of the dense model."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 
 import torch
 from torch import Tensor, nn
 
 from ranksearch.errors import PlanError, UserError
-from ranksearch.factorize.base import Decomposition
+from ranksearch.factorize.base import Decomposition, Factors
 from ranksearch.factorize.layers.conv import FactorizedConv2d
 from ranksearch.factorize.layers.linear import FactorizedLinear
 from ranksearch.factorize.shapes import describe
@@ -146,6 +146,31 @@ def factorize_model(model: nn.Module, plan: RankPlan, decompositions: Decomposit
     model, factorized = unwrap(model), factorized_like(model, plan)
     for name, choice in plan:
         set_factors(model.get_submodule(name), factorized.get_submodule(name), name, choice, decompositions)
+    return factorized
+
+
+# Factors by the choices that they depend on: those for a layer, or for all layers up to it.
+Solved = MutableMapping[tuple[tuple[str, LayerChoice], ...], Factors]
+
+
+@torch.no_grad()
+def factorize_roughly(model: nn.Module, plan: RankPlan, decompositions: Decompositions, solved: Solved) -> nn.Module:
+    """Return a copy of the model with rough factors, to compare plans; see `Decomposition.factors`.
+
+    Args:
+        model: the dense network; left unchanged.
+        plan: layers to factorize, with their schemes and latent sizes.
+        decompositions: layer name -> scheme -> decomposition, of at least the plan's choices; see `decompose_schemes`.
+        solved: rough factors of layers, by their choice; it is extended.
+    """
+    model, factorized = unwrap(model), factorized_like(model, plan)
+    for name, choice in plan:
+        layer, twin, key = model.get_submodule(name), factorized.get_submodule(name), ((name, choice),)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        assert isinstance(twin, FactorizedConv2d | FactorizedLinear)
+        if key not in solved:
+            solved[key] = decompositions[name][choice.scheme].factors(layer, choice.latent_size, rough=True)
+        twin._set_factors(solved[key])
     return factorized
 
 

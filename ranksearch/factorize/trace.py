@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ranksearch.errors import DataError
-from ranksearch.factorize.calibration import as_rows
 from ranksearch.factorize.layers.base import FactorizedLayer
 from ranksearch.factorize.shapes import describe
 from ranksearch.factorize.source_model import clone, require_ready, unwrap
 from ranksearch.factorize.statistics import Layer
+from ranksearch.factorize.thinning import as_rows
 from ranksearch.plan import FIRST_AXES, LayerProfile
 
 Seen = TypeVar("Seen")

@@ -17,11 +17,21 @@ from ranksearch.factorize import (
     adapt_batchnorm,
     factorize_model,
     factorized_like,
-    inputs_of_norms,
     recalibrate_batchnorm,
+    record_activations,
     statistics_of_norms,
 )
-from ranksearch.factorize.batchnorm import SHARES, STORED, NormStatistics, mixed, moved, norms_of
+from ranksearch.factorize.batchnorm import (
+    CORRECTED,
+    MIXED,
+    PLAIN,
+    STORED,
+    NormStatistics,
+    mixed,
+    move_in_turn,
+    moved,
+    norms_of,
+)
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.study.context import SearchContext
 
@@ -56,7 +66,7 @@ def test_nothing_changes_where_nothing_is_factorized(training: bool, context: Se
     model = copy.deepcopy(context.model).train(training)
     network = factorized_like(model, RankPlan())
     reference = DenseReference.from_model(model, context.calibration, context.comparison)
-    reference.adapt(network)
+    reference.adapt(network, record_activations(model, context.calibration[0], []))
     assert model.training == training
     for built in (network, context.build(RankPlan())):
         for name, value in model.state_dict().items():
@@ -99,44 +109,59 @@ def test_norms_before_the_first_factorized_layer_keep_theirs_bit_for_bit() -> No
     model, images = residual()
     network = factorize_model(model, RankPlan({"second": LayerChoice(4)}), decomposed(model, images))
     before = statistics_of_norms(model)
-    adapt_batchnorm(network, before, inputs_of_norms(model, images), images, [images], lambda net: 1.0)
+    move_in_turn(network.eval(), before, record_activations(model, images, []).norms, images)
+    adapt_batchnorm(network, before, [images], lambda net: 1.0)
     after = statistics_of_norms(network)
     assert [name for name in before if before[name].equals(after[name])] == ["norms.0", "norms.1"]
     counts = [[int(norm.num_batches_tracked) for norm in norms_of(net).values()] for net in (network, model)]
     assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("best", [*SHARES, STORED])
+CHOICES = (CORRECTED, MIXED, PLAIN, STORED)
+
+
+@pytest.mark.parametrize("best", CHOICES)
 def test_what_is_least_diverging_is_taken_and_the_stored_statistics_are_among_it(best: float | None) -> None:
     model, images = residual()
     with torch.no_grad():
         for norm in norms_of(model).values():  # of a longer training, other than these images show
             norm.running_mean += 0.1
             norm.running_var *= 1.2
-    stored, inputs = statistics_of_norms(model), inputs_of_norms(model, images)
+    stored, inputs = statistics_of_norms(model), record_activations(model, images, []).norms
     tried: list[dict[str, NormStatistics]] = []
 
     def score(net: nn.Module) -> float:
         tried.append(statistics_of_norms(net))
-        return float((*SHARES, STORED)[len(tried) - 1] != best)
+        return wanted[len(tried) - 1]
 
+    # The first two are always tried; the third is on the side of the better one.
+    wanted = [float(best not in (CORRECTED, STORED)), float(best not in (MIXED, PLAIN)), 0.5]
+    wanted[2] = -1.0 if best in (PLAIN, STORED) else 0.5
     network = factorize_model(model, PLANS["mixed"], decomposed(model, images))
-    assert adapt_batchnorm(network, stored, inputs, images, [images], score) == best
-    place = (*SHARES, STORED).index(best)
-    found = statistics_of_norms(network)
-    assert all(found[name].equals(tried[place][name]) for name in found)
-    assert all(tried[3][name].equals(stored[name]) for name in found)
+    move_in_turn(network.eval(), stored, inputs, images)
+    corrected = statistics_of_norms(network)
+    assert adapt_batchnorm(network, stored, [images], score) == best
     plain = factorize_model(model, PLANS["mixed"], decomposed(model, images))
     recalibrate_batchnorm(plain, [images])
-    assert all(tried[2][name].equals(each) for name, each in statistics_of_norms(plain).items())
+    again = statistics_of_norms(plain)
+    expected = {
+        CORRECTED: corrected,
+        MIXED: {name: mixed(corrected[name], again[name], MIXED) for name in again},
+        PLAIN: again,
+        STORED: stored,
+    }
+    found = statistics_of_norms(network)
+    assert all(found[name].equals(expected[best][name]) for name in found)
+    assert len(tried) == 3
 
 
 def test_each_norm_is_moved_for_what_the_norms_before_it_have_become() -> None:
     model, images = residual()
-    stored, inputs = statistics_of_norms(model), inputs_of_norms(model, images)
+    stored, inputs = statistics_of_norms(model), record_activations(model, images, []).norms
     network = factorize_model(model, PLANS["mixed"], decomposed(model, images))
-    assert adapt_batchnorm(network, stored, inputs, images, [images]) == 1.0
-    reached, found = inputs_of_norms(network, images), statistics_of_norms(network)
+    move_in_turn(network.eval(), stored, inputs, images)
+    assert adapt_batchnorm(network, stored, [images]) == 1.0
+    reached, found = record_activations(network, images, []).norms, statistics_of_norms(network)
     for name, norm in norms_of(network).items():
         assert torch.allclose(found[name].mean, moved(stored[name], inputs[name], reached[name], norm.eps).mean)
 
@@ -145,7 +170,7 @@ def test_looking_at_what_reaches_norms_leaves_the_model_as_it_was() -> None:
     model, images = residual()
     model.train()
     before = copy.deepcopy(model.state_dict())
-    inputs = inputs_of_norms(model, images)
+    inputs = record_activations(model, images, []).norms
     assert list(inputs) == ["norms.0", "norms.1", "norms.2"]
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

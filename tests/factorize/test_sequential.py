@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from ranksearch.allocation.lagrangian import allocate
 from ranksearch.batches import divergence, predict
-from ranksearch.factorize import factorize_model, factorize_sequentially, profile_layers, recalibrate_batchnorm
+from ranksearch.factorize import (
+    factorize_model,
+    factorize_sequentially,
+    profile_layers,
+    recalibrate_batchnorm,
+    record_activations,
+)
 from ranksearch.factorize.batchnorm import norms_of
 from ranksearch.factorize.functional import truncation_error
 from ranksearch.plan import LayerChoice, RankPlan
@@ -148,3 +154,32 @@ def test_a_sensitivity_weighs_the_errors() -> None:
         dense = layer(images)
         first = [truncation_error(dense[:, :1], network(images)[:, :1], axis=1) for network in (plain, weighted)]
     assert first[1] < 0.01 < first[0]
+
+
+def test_layers_before_the_first_difference_of_plans_are_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ranksearch.factorize import sequential
+
+    model, images = residual()
+    plans = [RankPlan(dict(PLANS["full"].layers))]
+    last = list(plans[0].layers)[-1]
+    plans.append(RankPlan({**plans[0].layers, last: LayerChoice(2, "vertical")}))
+    alone = [factorize_sequentially(model, plan, {}, images) for plan in plans]
+    calls: list[object] = []
+    solve = sequential._solve
+    monkeypatch.setattr(sequential, "_solve", lambda *args: (calls.append(args[0]), solve(*args))[1])
+    dense, solved = record_activations(model, images, plans[0].layers), {}
+    shared = [factorize_sequentially(model, plan, {}, dense, solved=solved) for plan in plans]
+    assert len(calls) == len(plans[0]) + 1
+    for one, other in zip(alone, shared, strict=True):
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+def test_the_dense_network_runs_once_for_all_plans() -> None:
+    model, images = residual()
+    dense = record_activations(model, images, PLANS["mixed"].layers)
+    calls: list[object] = []
+    model.register_forward_pre_hook(lambda *call: calls.append(call))
+    for plan in PLANS.values():
+        if set(plan.layers) <= set(dense.layers):
+            factorize_sequentially(model, plan, {}, dense)
+    assert not [call for call in calls if call[0] is model]

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune, weight_norm
 
 import ranksearch
 from ranksearch import LayerChoice, RankPlan, UserError
-from ranksearch.factorize import collect_sensitivities, inputs_of_norms, untouched
+from ranksearch.factorize import collect_sensitivities, record_activations, untouched
 from ranksearch.factorize.source_model import clone, unwrap
 
 
@@ -137,7 +137,7 @@ CALLS: dict[str, Callable[[nn.Module, list[Tensor]], object]] = {
     "profile_layers": lambda model, batches: ranksearch.profile_layers(model, batches[0]),
     "collect_statistics": lambda model, batches: ranksearch.collect_statistics(model, batches, ["plain"]),
     "collect_sensitivities": lambda model, batches: collect_sensitivities(model, batches, ["plain"]),
-    "inputs_of_norms": lambda model, batches: inputs_of_norms(model, batches[0]),
+    "record_activations": lambda model, batches: record_activations(model, batches[0], ["plain"]),
 }
 
 
