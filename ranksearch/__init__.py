@@ -6,7 +6,7 @@ from ranksearch import _deprecated
 from ranksearch._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from ranksearch.allocation.api import apply_plan, find_plan
+    from ranksearch.allocation.api import apply_plan, compress, find_plan
     from ranksearch.errors import DataError, PlanError, UserError
     from ranksearch.factorize.calibration import collect_statistics
     from ranksearch.factorize.decomposition import decompose, decompose_schemes
@@ -24,6 +24,7 @@ __all__ = [
     "UserError",
     "apply_plan",
     "collect_statistics",
+    "compress",
     "decompose",
     "decompose_schemes",
     "factorize_model",
@@ -36,7 +37,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "errors": ("DataError", "PlanError", "UserError"),
     "plan": ("LayerChoice", "LayerSpec", "RankPlan"),
-    "allocation.api": ("apply_plan", "find_plan"),
+    "allocation.api": ("apply_plan", "compress", "find_plan"),
     "factorize": ("collect_statistics", "decompose", "decompose_schemes", "factorize_model", "profile_layers"),
     "formats.serialization": ("load",),
 }

@@ -1,7 +1,8 @@
 """Extraction of tensors from batches of data and from model outputs."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -56,6 +57,14 @@ def collect_inputs(batches: Iterable[Any], fewest: int, purpose: str) -> list[Te
     if len(shapes) > 1:
         raise DataError(f"batches have examples of shapes {list(shapes[0])} and {list(shapes[1])}: make them equal")
     return inputs
+
+
+def first_examples(batches: Sequence[Tensor], most: int | None) -> list[Tensor]:
+    """Return the first examples of batches, at most a number; all for None."""
+    if most is None:
+        return list(batches)
+    starts = accumulate(map(len, batches), initial=0)
+    return [batch[: most - start] for batch, start in zip(batches, starts, strict=False) if start < most]
 
 
 def extract_predictions(raw: Any) -> Tensor:
@@ -140,6 +149,23 @@ def require_running(network: Any, example: Tensor) -> None:
     except Exception as error:  # a user-defined forward may raise anything
         source, reason = f"{_kind(example)} on {example.device}", shorten(first_line(error), 160)
         raise UserError(f"the model cannot run on {source} ({reason}): fix the model or the images") from error
+
+
+def channels_last(network: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return batches of images in the memory format in which convolutions are fastest, if a network runs on it.
+
+    Args:
+        network: the network, in eval mode; some reshape their maps in a way that only contiguous ones allow.
+        inputs: batches of inputs, `[B, ...]`; at least one.
+    """
+    if any(batch.ndim != 4 for batch in inputs):
+        return list(inputs)
+    faster = [batch.contiguous(memory_format=torch.channels_last) for batch in inputs]
+    try:
+        predict(network, [faster[0][:1]])
+    except Exception:  # a user-defined forward may raise anything
+        return list(inputs)
+    return faster
 
 
 def divergence(predicted: Tensor, dense: Tensor) -> float:

@@ -33,7 +33,7 @@ HOMES = {
     "plotly": {"report"},
     "optuna_dashboard": {"report"},
     "jinja2": {"report"},
-    "rich": {"cli"},
+    "rich": {"allocation", "cli"},
     "sqlalchemy": {"storage"},
     "filelock": {"locks", "storage"},
     "onnxruntime": {"formats"},

@@ -1,29 +1,38 @@
 """Find a closed-form plan for a model from unlabeled images, and apply a plan; needs no configuration or study."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ranksearch.allocation.closed_form import closed_form
 from ranksearch.allocation.decomposed_model import (
+    DecomposedModel,
     DenseReference,
+    SolvingImages,
     build_network,
+    counted,
     decompose_layer,
     decompose_model,
     hold_out,
-    sequential_inputs,
 )
-from ranksearch.batches import collect_inputs, require_running
+from ranksearch.allocation.effort import Level, effort_of
+from ranksearch.allocation.progress_bar import shown
+from ranksearch.batches import channels_last, collect_inputs, first_examples, require_running
 from ranksearch.cost.base import NetworkCost
 from ranksearch.cost.macs import MacsCost
+from ranksearch.factorize.base import Decomposition
 from ranksearch.factorize.calibration import collect_statistics
+from ranksearch.factorize.sequential import scarce_layers
 from ranksearch.factorize.source_model import require_ready, untouched, unwrap
 from ranksearch.factorize.surgery import factorized_like
 from ranksearch.factorize.trace import profile_layers
-from ranksearch.plan import RankPlan
+from ranksearch.plan import SCHEMES, RankPlan
+from ranksearch.progress import Tick
 from ranksearch.results.study_files import read_plan_file
 from ranksearch.search_space.constraint import Constraint
 from ranksearch.search_space.rules import SpaceSettings, build_space
@@ -31,16 +40,63 @@ from ranksearch.search_space.rules import SpaceSettings, build_space
 FEWEST_IMAGES = 8
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed network.
+
+    Attributes:
+        plan: scheme and latent size of each factorized layer.
+        network: the factorized network with adapted BatchNorm statistics, in eval mode, ready for fine-tuning.
+    """
+
+    plan: RankPlan
+    network: nn.Module
+
+
+def compress(
+    model: nn.Module,
+    batches: Iterable[Any],
+    speedup: float,
+    space: SpaceSettings | None = None,
+    sequential_images: int | None = None,
+    *,
+    effort: Level = "default",
+    progress: bool = True,
+) -> Compressed:
+    """Find the closed-form plan for a speedup in MACs and apply it; the layers are calibrated once for both.
+
+    Args:
+        model: see `find_plan`.
+        batches: see `find_plan`.
+        speedup: minimum ratio of dense MACs to the plan's MACs.
+        space: see `find_plan`.
+        sequential_images: see `apply_plan`.
+        effort: how much accuracy is traded for time; see `Effort`.
+        progress: show a progress bar on a terminal, or log a line per stage elsewhere.
+
+    Returns:
+        The plan, and the network that `apply_plan` makes of it.
+
+    Raises:
+        UserError: see `find_plan`.
+    """
+    with shown("compress", progress) as tick, without_gradients():
+        layers, budget = _decompose(model, batches, speedup, space, sequential_images, effort, tick)
+        [plan] = closed_form(layers, [budget], tick=tick)
+        return Compressed(plan, layers.build(plan, tick=tick))
+
+
 def find_plan(
     model: nn.Module,
     batches: Iterable[Any],
     speedup: float,
     space: SpaceSettings | None = None,
-    sequential_images: int = 256,
+    sequential_images: int | None = None,
+    *,
+    effort: Level = "default",
+    progress: bool = True,
 ) -> RankPlan:
-    """Find the closed-form plan for a speedup in MACs; `apply_plan` turns it into a network.
+    """Find the closed-form plan for a speedup in MACs; `apply_plan` turns it into a network, `compress` does both.
 
     Args:
         model: the trained network, in any mode; left unchanged. It maps `[B, C, H, W]` to logits `[B, num_classes]`,
@@ -49,31 +105,28 @@ def find_plan(
             them, as a `DataLoader` yields; a few hundred in total. A quarter is held out to compare plans on.
         speedup: minimum ratio of dense MACs to the plan's MACs.
         space: rules for the options of each layer; None leaves stem and classifier dense, as `conf/space/default.yaml`.
-        sequential_images: maximum number of images for sequential factorization, fewer if maps are large; 0 for none.
+        sequential_images: see `apply_plan`; only the effort ``"thorough"`` compares plans by networks that are solved
+            in turn.
+        effort: how much accuracy is traded for time; see `Effort`.
+        progress: show a progress bar on a terminal, or log a line per stage elsewhere.
 
     Raises:
-        UserError: there are too few images, images or weights are not finite, no plan reaches the speedup, or the
-            model cannot be copied or run layer by layer.
+        UserError: there are too few images, images or weights are not finite, no plan reaches the speedup, the effort
+            is unknown, or the model cannot be copied or run layer by layer.
     """
-    model = unwrap(model)
-    comparison, calibration = hold_out(collect_inputs(batches, FEWEST_IMAGES, "plan on"), FEWEST_IMAGES)
-    example = comparison[0][:1]
-    require_ready(model)
-    with untouched(model):
-        require_running(model, example)
-    profile = profile_layers(model, example)
-    dense = MacsCost().network(model, example.shape[1:])
-    cost = NetworkCost(MacsCost(), dense, {spec.name: spec for spec in profile.layers})
-    searched = build_space(space or SpaceSettings(), profile, cost)
-    budget = Constraint(speedup).budget(searched)
-    layers = decompose_model(model, searched, calibration, comparison, sequential_images=sequential_images)
-    return closed_form(layers, [budget])[0]
+    with shown("find_plan", progress) as tick, without_gradients():
+        layers, budget = _decompose(model, batches, speedup, space, sequential_images, effort, tick)
+        return closed_form(layers, [budget], tick=tick)[0]
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
 def apply_plan(
-    plan: RankPlan | str | Path, model: nn.Module, batches: Iterable[Any], sequential_images: int = 256
+    plan: RankPlan | str | Path,
+    model: nn.Module,
+    batches: Iterable[Any],
+    sequential_images: int | None = None,
+    *,
+    effort: Level = "default",
+    progress: bool = True,
 ) -> nn.Module:
     """Factorize a trained model by a plan, calibrating the factors on images.
 
@@ -83,7 +136,10 @@ def apply_plan(
         batches: calibration images of equal size, `[B, C, H, W]` each, on the model's device, or tuples that begin with
             them; a few hundred in total. Of 32 or more, a quarter is held out to decide how BatchNorm is adapted.
         sequential_images: maximum number of images for sequential factorization, where each layer is solved on the
-            outputs of the factorized layers before it; fewer if feature maps are large; 0 solves layers independently.
+            outputs of the factorized layers before it; fewer if feature maps are large; 0 solves layers independently;
+            None leaves it to the effort.
+        effort: how much accuracy is traded for time; see `Effort`.
+        progress: show a progress bar on a terminal, or log a line per stage elsewhere.
 
     Returns:
         The factorized network with adapted BatchNorm statistics, in eval mode, ready for fine-tuning.
@@ -91,19 +147,98 @@ def apply_plan(
     Raises:
         PlanError: the plan does not fit the model, or the folder contains no plan.
         DataError: there are no images, or images or weights are not finite.
-        UserError: the model cannot be copied or run layer by layer.
+        UserError: the effort is unknown, or the model cannot be copied or run layer by layer.
     """
     if not isinstance(plan, RankPlan):
         plan = RankPlan.from_json(read_plan_file(Path(plan))["layers"])
-    model = unwrap(model)
+    level, model = effort_of(effort), unwrap(model)
     factorized_like(model, plan)  # fails early if the plan does not fit, before any image is read
-    comparison, calibration = hold_out(collect_inputs(batches, 1, "solve on"))
+    with shown("apply_plan", progress) as tick, without_gradients():
+        comparison, calibration = hold_out(_prepared(model, batches, 1, "solve on", level.images))
+        reference = DenseReference.from_model(model, calibration, comparison)
+        most = level.sequential_images if sequential_images is None else sequential_images
+        solving = SolvingImages.from_batches(model, calibration, plan.layers, most)
+        decompositions = _OnDemand(model, plan, calibration)
+        passed = counted(solving.pass_over(calibration), sum(map(len, calibration)), tick)
+        scarce = scarce_layers(model, calibration[0][:1], plan.layers, len(solving.images))
+        decompositions.collect(scarce if solving.layers else plan.layers, passed)
+        return build_network(model, plan, decompositions, reference, solving.activations(), tick=tick)
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """Compute without gradients, but with tensors that may have some later."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def _decompose(
+    model: nn.Module,
+    batches: Iterable[Any],
+    speedup: float,
+    space: SpaceSettings | None,
+    sequential_images: int | None,
+    effort: Level,
+    tick: Tick,
+) -> tuple[DecomposedModel, int]:
+    """Return a decomposed model, and the budget of a speedup in its space; see `find_plan`."""
+    level, model = effort_of(effort), unwrap(model)
+    inputs = _prepared(model, batches, FEWEST_IMAGES, "plan on", level.images)
+    comparison, calibration = ([], inputs) if level.compare == "no" else hold_out(inputs, FEWEST_IMAGES)
+    example = inputs[0][:1]
+    profile = profile_layers(model, example)
+    dense = MacsCost().network(model, example.shape[1:])
+    cost = NetworkCost(MacsCost(), dense, {spec.name: spec for spec in profile.layers})
+    searched = build_space(space or SpaceSettings(), profile, cost)
+    budget = Constraint(speedup).budget(searched)
+    restricted = searched.restricted(level.schemes)
+    if budget >= restricted.cost.total(restricted.cheapest):  # else only other schemes reach the speedup
+        searched = restricted
+    most = level.sequential_images if sequential_images is None else sequential_images
+    layers = decompose_model(model, searched, calibration, comparison, sequential_images=most, effort=level, tick=tick)
+    return layers, budget
+
+
+def _prepared(model: nn.Module, batches: Iterable[Any], fewest: int, purpose: str, most: int | None) -> list[Tensor]:
+    """Return the inputs of batches in the memory format that the model is fastest on, after it has run on one."""
+    inputs = first_examples(collect_inputs(batches, fewest, purpose), most)
+    require_ready(model)
     with untouched(model):
-        require_running(model, calibration[0][:1])
-    statistics = collect_statistics(model, calibration, plan.layers, {choice.scheme for _, choice in plan})
-    decompositions = {
-        name: decompose_layer(model, name, statistics.get(name), None, [choice.scheme]) for name, choice in plan
-    }
-    inputs = sequential_inputs(model, calibration, sequential_images)
-    reference = DenseReference.from_model(model, calibration, comparison)
-    return build_network(model, plan, decompositions, reference, inputs)
+        require_running(model, inputs[0][:1])
+        return channels_last(model, inputs)
+
+
+class _OnDemand(Mapping[str, Mapping[str, Decomposition]]):
+    """Decompositions of a plan's layers for their inputs in the dense network, of those that are asked for.
+
+    Args:
+        model: the dense network.
+        plan: its layers and their schemes.
+        batches: calibration images, `[B, ...]` each.
+    """
+
+    def __init__(self, model: nn.Module, plan: RankPlan, batches: Sequence[Tensor]) -> None:
+        self.model, self.plan, self.batches = model, plan, batches
+        self.made: dict[str, Mapping[str, Decomposition]] = {}
+
+    def collect(self, names: Collection[str], passed: Iterable[Tensor]) -> None:
+        """Decompose some layers of the plan, in one pass over the calibration images."""
+        schemes = {self.plan.layers[name].scheme for name in names}
+        examples = sum(map(len, self.batches))
+        statistics = collect_statistics(self.model, passed, names, schemes or SCHEMES, examples=examples)
+        for name in names:
+            scheme = self.plan.layers[name].scheme
+            self.made[name] = decompose_layer(self.model, name, statistics.pop(name, None), None, [scheme])
+
+    def __getitem__(self, name: str) -> Mapping[str, Decomposition]:
+        if name not in self.plan.layers:
+            raise KeyError(name)
+        if name not in self.made:
+            self.collect([name], self.batches)
+        return self.made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.plan.layers)
+
+    def __len__(self) -> int:
+        return len(self.plan.layers)

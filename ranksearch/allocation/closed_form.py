@@ -13,11 +13,12 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ranksearch.allocation.decomposed_model import COMPARED_ON, DecomposedModel
+from ranksearch.allocation.decomposed_model import DecomposedModel
 from ranksearch.allocation.lagrangian import allocate
 from ranksearch.batches import divergence, predict
 from ranksearch.errors import PlanError
 from ranksearch.plan import SCHEMES, RankPlan
+from ranksearch.progress import Tick, unseen
 from ranksearch.search_space.space import Errors, SearchSpace
 
 # Scheme subsets that candidates are restricted to: equal errors of different schemes cost different accuracy.
@@ -25,7 +26,7 @@ SUBSETS = (SCHEMES, ("full", "vertical", "horizontal"), ("full", "pointwise"), (
 # Powers of the errors that are summed; squares emphasize the layers with the largest errors.
 EXPONENTS = (1.0, 2.0)
 # Candidates whose total error exceeds this multiple of the lowest are discarded: divergence has never preferred one.
-HOPEFUL = 1.25
+HOPEFUL = 1.15
 
 
 def closed_form_budgets(space: SearchSpace, budget: int, count: int, first: int | None = None) -> list[int]:
@@ -98,13 +99,21 @@ def total_error(plan: RankPlan, errors: Errors) -> float:
     return sum(errors[name][choice.scheme][choice.latent_size] for name, choice in plan)
 
 
-def closed_form(model: DecomposedModel, budgets: Sequence[int]) -> list[RankPlan]:
+def closed_form(model: DecomposedModel, budgets: Sequence[int], *, tick: Tick = unseen) -> list[RankPlan]:
     """Return one closed-form plan per budget; each takes a few passes over the calibration images.
 
     Args:
         model: the decomposed model.
         budgets: budgets of the whole network, each at least the cost of the space's cheapest plan.
+        tick: is called for every budget.
     """
-    build, dense = partial(model.build, images=COMPARED_ON), model.reference.predictions
-    proposals = (propose(model.space, model.weighted_errors, budget) for budget in budgets)
-    return [choose(plans, model.errors, build, model.comparison, dense) for plans in proposals]
+    if model.effort.compare == "no":
+        return [allocate(model.space, model.weighted_errors, budget) for budget in budgets]
+    dense, chosen = model.reference.predictions, list[RankPlan]()
+    tick("comparing plans", 0, len(budgets))
+    for budget in budgets:
+        build = partial(model.sketch, solved={})
+        plans = propose(model.space, model.weighted_errors, budget)
+        chosen.append(choose(plans, model.errors, build, model.comparison, dense))
+        tick("comparing plans", len(chosen), len(budgets))
+    return chosen

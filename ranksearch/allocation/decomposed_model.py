@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from ranksearch.batches import divergence, predict
+from ranksearch.allocation.effort import EFFORTS, Effort
+from ranksearch.batches import divergence, first_examples, predict
 from ranksearch.device import trim_heap
 from ranksearch.errors import DataError
 from ranksearch.factorize.base import Decomposition
-from ranksearch.factorize.batchnorm import NormStatistics, adapt_batchnorm, inputs_of_norms, statistics_of_norms
+from ranksearch.factorize.batchnorm import NormStatistics, adapt_batchnorm, move_in_turn, statistics_of_norms
 from ranksearch.factorize.calibration import collect_statistics
 from ranksearch.factorize.decomposition import decompose_schemes
-from ranksearch.factorize.sequential import affordable_images, factorize_sequentially
+from ranksearch.factorize.sequential import (
+    DenseActivations,
+    affordable_images,
+    factorize_sequentially,
+    record_activations,
+    recording,
+)
 from ranksearch.factorize.source_model import untouched
 from ranksearch.factorize.statistics import LayerStatistics
-from ranksearch.factorize.surgery import factorize_model, require_called
+from ranksearch.factorize.surgery import Solved, factorize_model, factorize_roughly, require_called
 from ranksearch.plan import RankPlan
+from ranksearch.progress import Tick, unseen
 from ranksearch.search_space.space import Errors, SearchSpace
 
 log = logging.getLogger(__name__)
 
-# Images for sequential factorization when comparing plans: a quarter of a trial's, which ranks plans equally well.
-COMPARED_ON = 64
+# Images that BatchNorm is corrected on when plans are compared, where their maps are small, and where they are large.
+COMPARED_ON, FEW_LARGE = 128, 32
 # Images that the input moments of normalization layers are estimated on.
 MOVED_ON = 256
 # Held-out images that decide how BatchNorm is adapted.
@@ -46,17 +55,13 @@ class DenseReference:
 
     Attributes:
         calibration: inputs that layers are decomposed on, `[B, ...]` each.
-        images: first calibration images, as one batch that fits in memory.
         stored: running statistics of the dense network, by the name of the normalization layer.
-        inputs: input moments of these layers on `images`, by name.
         comparison: held-out inputs that plans are compared on, `[B, ...]` each.
         predictions: the dense network's predictions for `comparison`, `[N, ...]`; see `batches.predict`.
     """
 
     calibration: tuple[Tensor, ...]
-    images: Tensor
     stored: Mapping[str, NormStatistics]
-    inputs: Mapping[str, NormStatistics]
     comparison: tuple[Tensor, ...]
     predictions: Tensor
 
@@ -71,34 +76,86 @@ class DenseReference:
         """
         with untouched(model):
             predictions = predict(model, comparison) if comparison else torch.zeros(0)
-        stored, inputs, images = statistics_of_norms(model), dict[str, NormStatistics](), calibration[0]
-        if stored:
-            count = min(MOVED_ON, affordable_images(model, images[:1]))
-            images = torch.cat(list(calibration))[: max(count, 2)]
-            inputs = inputs_of_norms(model, images)
-        return DenseReference(tuple(calibration), images, stored, inputs, tuple(comparison), predictions)
+        return DenseReference(tuple(calibration), statistics_of_norms(model), tuple(comparison), predictions)
 
-    def adapt(self, network: nn.Module) -> None:
-        """Adapt the BatchNorm statistics of a factorized network in place; see `adapt_batchnorm`."""
+    def move(self, network: nn.Module, activations: DenseActivations) -> None:
+        """Correct the BatchNorm statistics of a network in place for the change of their inputs; see `move_in_turn`."""
+        if self.stored:
+            move_in_turn(network.eval(), self.stored, activations.norms, activations.images)
+
+    def adapt(self, network: nn.Module, activations: DenseActivations) -> None:
+        """Adapt the BatchNorm statistics of a factorized network in place; see `adapt_batchnorm`.
+
+        Args:
+            network: the factorized network, its norms corrected for the change of their inputs.
+            activations: of the dense network, on the images that they were corrected on.
+        """
         if not self.stored:
             return
-        decisive = self._first(DECIDE_ON)
+        decisive = first_examples(self.comparison, DECIDE_ON)
         dense = self.predictions[: sum(map(len, decisive))]
 
         def diverge(factorized: nn.Module) -> float:
             return divergence(predict(factorized.eval(), decisive), dense)
 
-        chosen = diverge if decisive else None
-        adapt_batchnorm(network, self.stored, self.inputs, self.images, self.calibration, chosen)
+        batches = torch.split(activations.images, max(2, *map(len, self.calibration)))
+        adapt_batchnorm(network, self.stored, batches, diverge if decisive else None)
 
-    def _first(self, count: int) -> list[Tensor]:
-        """Return the first `count` comparison examples, in batches."""
-        batches: list[Tensor] = []
-        for batch in self.comparison:
-            left = count - sum(map(len, batches))
-            if left > 0:
-                batches.append(batch[:left])
-        return batches
+
+@dataclass(frozen=True)
+class SolvingImages:
+    """Images that a plan's network is solved on, with the dense network's activations, recorded once for all plans.
+
+    Attributes:
+        model: the dense network.
+        images: one batch of inputs, `[B, ...]`.
+        layers: names of the layers that plans may factorize; without any, layers are not solved in turn.
+    """
+
+    model: nn.Module
+    images: Tensor
+    layers: tuple[str, ...]
+
+    @cached_property
+    def _recorded(self) -> dict[int, DenseActivations]:
+        return {}
+
+    def activations(self, count: int | None = None) -> DenseActivations:
+        """Return the dense network's activations for the first images, or all."""
+        count = min(len(self.images), count or len(self.images))
+        if count not in self._recorded:
+            self._recorded[count] = record_activations(self.model, self.images[:count], self.layers)
+        return self._recorded[count]
+
+    def pass_over(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield all images for one pass of the dense network, which records its activations for these, the first.
+
+        Args:
+            batches: the batches that these images are the first of.
+        """
+        with recording(self.model, self.layers) as recorded:
+            yield self.images
+        self._recorded[len(self.images)] = recorded(self.images)
+        rest = torch.cat(list(batches))[len(self.images) :]
+        yield from torch.split(rest, max(map(len, batches))) if len(rest) else ()
+
+    @staticmethod
+    def from_batches(
+        model: nn.Module, batches: Sequence[Tensor], layers: Iterable[str], sequential_images: int
+    ) -> SolvingImages:
+        """Return the first images as one batch, fewer if their maps are large.
+
+        Args:
+            model: the dense network.
+            batches: calibration images, `[B, ...]` each.
+            layers: names of the layers that plans may factorize.
+            sequential_images: maximum number of images to solve layers in turn on; 0 for none.
+        """
+        affordable = affordable_images(model, batches[0][:1])
+        count = min(sequential_images, affordable)
+        if count > 1:
+            return SolvingImages(model, torch.cat(list(batches))[:count], tuple(layers))
+        return SolvingImages(model, torch.cat(list(batches))[: max(2, min(MOVED_ON, affordable))], ())
 
 
 @dataclass(frozen=True)
@@ -112,9 +169,11 @@ class DecomposedModel:
         errors: layer name -> scheme -> expected error at rank 0, 1, ...
         weighted_errors: `errors` multiplied by layer-sensitivity weights; see `allocation.sensitivity`.
         reference: the dense network's predictions and normalization statistics.
-        sequential: inputs for sequential factorization, `[B, C, H, W]`; None solves each layer independently.
+        solving: images that plans' networks are solved on.
+        comparing: images that their BatchNorm is corrected on when they are compared.
         sensitivities: layer name -> output sensitivity that errors are weighted by; see `collect_sensitivities`.
         seed: random seed.
+        effort: how plans are compared.
     """
 
     model: nn.Module
@@ -123,9 +182,11 @@ class DecomposedModel:
     errors: Errors
     weighted_errors: Errors
     reference: DenseReference
-    sequential: Tensor | None
+    solving: SolvingImages
+    comparing: SolvingImages
     sensitivities: Mapping[str, Tensor]
     seed: int
+    effort: Effort
 
     @property
     def calibration(self) -> tuple[Tensor, ...]:
@@ -145,16 +206,33 @@ class DecomposedModel:
         }
         return replace(self, weighted_errors=weighted_errors)
 
-    def build(self, plan: RankPlan, images: int | None = None) -> nn.Module:
+    def build(self, plan: RankPlan, images: int | None = None, *, tick: Tick = unseen) -> nn.Module:
         """Build a plan's network before fine-tuning, with adapted BatchNorm statistics, in eval mode.
 
         Args:
             plan: scheme and latent size of each factorized layer.
             images: maximum number of images for sequential factorization; None for all available.
+            tick: is called for every layer.
         """
         trim_heap()  # the previous build fragments the heap, and this one needs large blocks
-        inputs = None if self.sequential is None else self.sequential[:images]
-        return build_network(self.model, plan, self.decompositions, self.reference, inputs, self.sensitivities)
+        activations = self.solving.activations(images)
+        layers = self.model, plan, self.decompositions, self.reference, activations
+        return build_network(*layers, self.sensitivities, tick=tick)
+
+    def sketch(self, plan: RankPlan, solved: Solved) -> nn.Module:
+        """Build a plan's network to compare it with others, as quickly as the effort asks for.
+
+        Args:
+            plan: scheme and latent size of each factorized layer.
+            solved: factors of other plans; extended by those of this one.
+        """
+        if self.effort.compare == "in turn":
+            layers = self.model, plan, self.decompositions, self.reference, self.solving.activations()
+            return solve_network(*layers, self.sensitivities, solved)
+        network = factorize_roughly(self.model, plan, self.decompositions, solved)
+        require_called(network, plan, self.calibration[0][:1], self.model)
+        self.reference.move(network, self.comparing.activations())
+        return network.eval()
 
 
 @runtime_checkable
@@ -171,8 +249,10 @@ def build_network(
     plan: RankPlan,
     decompositions: Mapping[str, Mapping[str, Decomposition]],
     reference: DenseReference,
-    sequential: Tensor | None,
+    activations: DenseActivations,
     sensitivities: Mapping[str, Tensor] | None = None,
+    *,
+    tick: Tick = unseen,
 ) -> nn.Module:
     """Build a plan's network, with adapted BatchNorm statistics, in eval mode.
 
@@ -181,18 +261,55 @@ def build_network(
         plan: scheme and latent size of each factorized layer.
         decompositions: layer name -> scheme -> decomposition, of every layer in the plan.
         reference: the dense network's predictions and normalization statistics.
-        sequential: inputs for sequential factorization, `[B, C, H, W]`; None solves each layer independently.
+        activations: of the dense network; without layers, each layer is solved independently.
         sensitivities: layer name -> sensitivity that output errors are weighted by; None for uniform weights.
+        tick: is called for every layer.
 
     Raises:
         PlanError: the network bypasses a layer once it is factorized.
     """
-    if sequential is None:
-        network = factorize_model(model, plan, decompositions)
+    network = solve_network(model, plan, decompositions, reference, activations, sensitivities, tick=tick)
+    tick("BatchNorm", 0, 1)
+    reference.adapt(network, activations)
+    tick("BatchNorm", 1, 1)
+    return network
+
+
+def solve_network(
+    model: nn.Module,
+    plan: RankPlan,
+    decompositions: Mapping[str, Mapping[str, Decomposition]],
+    reference: DenseReference,
+    activations: DenseActivations,
+    sensitivities: Mapping[str, Tensor] | None = None,
+    solved: Solved | None = None,
+    *,
+    tick: Tick = unseen,
+) -> nn.Module:
+    """Build a plan's network, BatchNorm statistics corrected for the change of their inputs, in eval mode.
+
+    Args:
+        model: the dense network; left unchanged.
+        plan: scheme and latent size of each factorized layer.
+        decompositions: layer name -> scheme -> decomposition, of every layer in the plan.
+        reference: the dense network's normalization statistics.
+        activations: of the dense network; without layers, each layer is solved independently.
+        sensitivities: layer name -> sensitivity that output errors are weighted by; None for uniform weights.
+        solved: factors from plans that begin alike; see `factorize_sequentially`.
+        tick: is called for every layer.
+
+    Raises:
+        PlanError: the network bypasses a layer once it is factorized.
+    """
+    tick("solving layers", 0, len(plan))
+    if activations.layers:
+        network = factorize_sequentially(model, plan, decompositions, activations, sensitivities, solved, tick=tick)
     else:
-        network = factorize_sequentially(model, plan, decompositions, sequential, sensitivities)
+        network = factorize_model(model, plan, decompositions)
+        tick("solving layers", len(plan), len(plan))
     require_called(network, plan, reference.calibration[0][:1], model)
-    reference.adapt(network)
+    if not activations.layers:
+        reference.move(network, activations)
     return network.eval()
 
 
@@ -209,24 +326,14 @@ def hold_out(batches: Sequence[Tensor], fewest: int = FEWEST_TO_DECIDE) -> tuple
     return comparison, list(torch.split(images[kept:], size))
 
 
-def sequential_inputs(model: nn.Module, images: Sequence[Tensor], most: int) -> Tensor | None:
-    """Return the first images as one batch for sequential factorization; None if the limits allow fewer than 2.
-
-    Args:
-        model: the dense network.
-        images: batches of images, `[B, C, H, W]` each.
-        most: maximum number of images; 0 for none.
-    """
-    count = min(most, affordable_images(model, images[0][:1]))
-    return torch.cat(list(images))[:count] if count > 1 else None
-
-
 def decompose_layer(
     model: nn.Module,
     name: str,
     statistics: LayerStatistics | None,
     sensitivity: Tensor | None,
     schemes: Collection[str],
+    *,
+    all_ranks: bool = False,
 ) -> dict[str, Decomposition]:
     """Decompose one layer of a model by the given schemes; see `decompose_schemes`.
 
@@ -236,9 +343,18 @@ def decompose_layer(
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     try:
-        return decompose_schemes(layer, statistics, sensitivity, schemes)
+        return decompose_schemes(layer, statistics, sensitivity, schemes, all_ranks=all_ranks)
     except DataError as error:
         raise DataError(f"'{name}' cannot be decomposed, {error}") from None
+
+
+def counted(batches: Iterable[Tensor], examples: int, tick: Tick) -> Iterator[Tensor]:
+    """Yield batches, and report how many of all examples have been read."""
+    tick("statistics", done := 0, examples)
+    for batch in batches:
+        yield batch
+        done += len(batch)
+        tick("statistics", done, examples)
 
 
 def decompose_model(
@@ -250,6 +366,8 @@ def decompose_model(
     sequential_images: int,
     sensitivities: Mapping[str, Tensor] | None = None,
     seed: int = 0,
+    effort: Effort = EFFORTS["default"],
+    tick: Tick = unseen,
 ) -> DecomposedModel:
     """Decompose every layer of a space by each of its schemes.
 
@@ -261,17 +379,38 @@ def decompose_model(
         sequential_images: maximum number of images for sequential factorization; 0 for none.
         sensitivities: layer name -> sensitivity that output errors are weighted by; None for uniform weights.
         seed: random seed.
+        effort: how errors are computed and plans compared.
+        tick: is called for every batch and layer.
     """
     start = time.perf_counter()
     names, sensitivities = [layer.spec.name for layer in space.layers], sensitivities or {}
-    statistics = collect_statistics(model, images, names, space.schemes)
+    solving = SolvingImages.from_batches(model, images, names, sequential_images)
+    count = COMPARED_ON if len(solving.images) >= COMPARED_ON else min(FEW_LARGE, len(solving.images))
+    comparing = SolvingImages(model, torch.cat(list(images))[:count], ())
+    passed = comparing.pass_over(images) if comparison else images
+    examples = sum(map(len, images))
+    statistics = collect_statistics(model, counted(passed, examples, tick), names, space.schemes, examples=examples)
     decompositions, errors = {}, {}
-    for name, layer in zip(names, space.layers, strict=True):
-        by_scheme = decompose_layer(model, name, statistics.pop(name), sensitivities.get(name), layer.schemes)
+    tick("error curves", 0, len(names))
+    for done, (name, layer) in enumerate(zip(names, space.layers, strict=True), 1):
+        by_scheme = decompose_layer(
+            model, name, statistics.pop(name), sensitivities.get(name), layer.schemes, all_ranks=effort.whole
+        )
         decompositions[name] = by_scheme
         errors[name] = {scheme: decomposition.expected_errors() for scheme, decomposition in by_scheme.items()}
+        tick("error curves", done, len(names))
     counts, seconds = (sum(map(len, decompositions.values())), sum(map(len, images))), time.perf_counter() - start
     log.info("calibration: %d layers, %d decompositions, from %d images in %.1f s", len(names), *counts, seconds)
-    reference = DenseReference.from_model(model, images, comparison)
-    inputs = sequential_inputs(model, images, sequential_images)
-    return DecomposedModel(model, space, decompositions, errors, errors, reference, inputs, sensitivities, seed)
+    return DecomposedModel(
+        model=model,
+        space=space,
+        decompositions=decompositions,
+        errors=errors,
+        weighted_errors=errors,
+        reference=DenseReference.from_model(model, images, comparison),
+        solving=solving,
+        comparing=comparing,
+        sensitivities=sensitivities,
+        seed=seed,
+        effort=effort,
+    )

