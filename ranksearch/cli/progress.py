@@ -77,6 +77,14 @@ class Progress:
         if step == total or step % max(1, total // 5) == 0:
             log.info("%s: step %d of %d, loss %.3f", task.description, step, total, loss)
 
+    def tick(self, stage: str, done: int, total: int) -> None:
+        """Record that some of a stage's steps are done; 0 begins the stage."""
+        if done == 0:
+            self.stage(stage, total)
+        task = self._current()
+        self._bars.update(task.id, completed=done)
+        self._note(f"{done} of {total}", task.time_remaining)
+
     def trials(
         self, metadata: StudyMetadata, records: Sequence[TrialRecord], batch_size: int, finalize_steps: int
     ) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 from optuna import Study
@@ -18,11 +19,11 @@ from ranksearch.results.metadata import StudyMetadata, find_metadata
 from ranksearch.results.pareto import pareto_front
 from ranksearch.results.study_files import PLAN_FILE, RUN_FILE, is_trusted
 from ranksearch.results.trials import count_finished, read_trials
-from ranksearch.study.context import SearchContext, build_context
+from ranksearch.study.context import SearchContext, SearchInputs, build_context
 from ranksearch.study.finalize import finalize
 from ranksearch.study.provenance import run_record
 from ranksearch.study.select_trial import select_trial
-from ranksearch.training.baseline import ensure_baseline
+from ranksearch.training.baseline import ensure_baseline, read_baseline
 
 log = logging.getLogger(__name__)
 BEST_LOCK = "best.lock"
@@ -33,8 +34,7 @@ def calibrated_context(run: RunContext, progress: Progress, *, weighted: bool = 
     inputs = run.inputs if weighted else replace(run.inputs, proxy=None)
     try:
         _train_baseline(run, progress)
-        progress.stage("calibration")
-        return build_context(inputs, run.config.calibration)
+        return _calibrate(inputs, run, progress)
     except DivergedError as error:
         advice = "lower baseline.learning_rate, or fix its weights"
         raise UserError(f"the baseline failed ({error.reason}): {advice}") from None
@@ -43,12 +43,47 @@ def calibrated_context(run: RunContext, progress: Progress, *, weighted: bool = 
         raise UserError(f"out of memory before the first trial ({first_line(error)}): {advice}") from None
 
 
+def context_without_training(run: RunContext, progress: Progress) -> SearchContext | None:
+    """Calibrate with the weights that there are; None if the baseline would have to be trained first."""
+    config, inputs = run.config, run.inputs
+    if not _is_trained(run) and not read_baseline(
+        inputs.model,
+        inputs.splits,
+        config.baseline,
+        run.outputs / "cache",
+        made_from=_made_from(run),
+        seed=config.seed,
+    ):
+        return None
+    return _calibrate(inputs, run, progress)
+
+
+def _calibrate(inputs: SearchInputs, run: RunContext, progress: Progress) -> SearchContext:
+    try:
+        return build_context(inputs, run.config.calibration, tick=progress.tick)
+    except torch.OutOfMemoryError as error:
+        advice = "lower calibration.batch_size or baseline.batch_size"
+        raise UserError(f"out of memory before the first trial ({first_line(error)}): {advice}") from None
+
+
+def _is_trained(run: RunContext) -> bool:
+    """Return whether the dense network keeps the weights that it came with."""
+    train = run.config.baseline.train
+    return train == "never" or (train == "auto" and run.dense.pretrained.fit)
+
+
+def _made_from(run: RunContext) -> dict[str, Any]:
+    """Return what the baseline's weights depend on, beside recipe and seed."""
+    data = {key: run.compared[key] for key in ("model", "dataset")}
+    return data | {"shape": list(run.inputs.splits.input_shape)}
+
+
 def _train_baseline(run: RunContext, progress: Progress) -> None:
     """Give the dense network the weights that every plan is compared with."""
     config, settings = run.config, run.config.baseline
     name = f"{config.model.name} on {config.dataset['name']}"
     weights, fit = run.dense.pretrained.source, run.dense.pretrained.fit
-    if settings.train == "never" or (settings.train == "auto" and fit):
+    if _is_trained(run):
         log.info("baseline: using the weights of the model (%s)", weights or "from its builder")
         return
     if weights is None:
@@ -61,9 +96,9 @@ def _train_baseline(run: RunContext, progress: Progress) -> None:
         log.info("baseline: %s has other classes, so its last layer is new and %s is trained", weights, name)
     progress.stage("baseline", settings.steps, settings.batch_size)
     model, splits, device, cache = run.inputs.model, run.inputs.splits, run.inputs.device, run.outputs / "cache"
-    made_from = {key: run.compared[key] for key in ("model", "dataset")} | {"shape": list(splits.input_shape)}
+    seed = config.seed
     ensure_baseline(
-        model, splits, settings, cache, made_from=made_from, seed=config.seed, device=device, on_step=progress.step
+        model, splits, settings, cache, made_from=_made_from(run), seed=seed, device=device, on_step=progress.step
     )
 
 

@@ -16,6 +16,7 @@ from ranksearch.data.splits import Batch, Examples, Splits, length
 from ranksearch.errors import UserError, first_line
 from ranksearch.factorize.calibration import collect_sensitivities
 from ranksearch.factorize.trace import profile_layers
+from ranksearch.progress import Tick, unseen
 from ranksearch.results.metadata import StudyMetadata
 from ranksearch.results.trials import Evaluation
 from ranksearch.search_space.rules import SpaceSettings, build_space
@@ -55,6 +56,14 @@ class SearchInputs:
     seed: int
     device: torch.device
     proxy: Proxy | None = None
+
+    @property
+    def macs(self) -> NetworkCost:
+        """Multiply-accumulates of any plan, whatever the cost of the space counts."""
+        cost = self.space.cost
+        if type(cost.model) is MacsCost:
+            return cost
+        return NetworkCost(MacsCost(), MacsCost().network(self.model, self.splits.input_shape), cost.layers)
 
 
 @dataclass(frozen=True)
@@ -166,12 +175,13 @@ def build_search_space(
     return space
 
 
-def build_context(inputs: SearchInputs, settings: CalibrationSettings) -> SearchContext:
+def build_context(inputs: SearchInputs, settings: CalibrationSettings, *, tick: Tick = unseen) -> SearchContext:
     """Evaluate the dense network and decompose every layer of the space, once for all trials.
 
     Args:
         inputs: with the trained dense network, in eval mode; the test split is not read.
         settings: which training images statistics are estimated from.
+        tick: is called for every batch and layer.
     """
     model, splits, seed, device = inputs.model, inputs.splits, inputs.seed, inputs.device
     fine_tuner = _with_autocast(inputs)
@@ -185,15 +195,19 @@ def build_context(inputs: SearchInputs, settings: CalibrationSettings) -> Search
     sensitivities = collect_sensitivities(model, images, names, seed) if settings.loss_aware else None
     most = settings.sequential_images
     decomposed = decompose_model(
-        model, inputs.space, images, comparison, sequential_images=most, sensitivities=sensitivities, seed=seed
+        model,
+        inputs.space,
+        images,
+        comparison,
+        sequential_images=most,
+        sensitivities=sensitivities,
+        seed=seed,
+        tick=tick,
     )
-    macs = inputs.space.cost
-    if type(macs.model) is not MacsCost:
-        macs = NetworkCost(MacsCost(), MacsCost().network(model, splits.input_shape), macs.layers)
     context = SearchContext(
         **vars(decomposed),
         splits=splits,
-        macs=macs,
+        macs=inputs.macs,
         baseline=evaluate(model, _evaluation_batches(splits, splits.validation, device)),
         params=count_params(model),
         budget=inputs.budget,

@@ -1,26 +1,27 @@
 """Profile of a network: costs of its layers, break-even ranks of the schemes, and the closed form's predicted front."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from ranksearch.allocation.closed_form import closed_form_budgets, total_error
-from ranksearch.allocation.decomposed_model import COMPARED_ON
 from ranksearch.allocation.lagrangian import allocate
 from ranksearch.batches import predict
 from ranksearch.cost.base import NetworkCost
 from ranksearch.cost.latency import Latency, LatencyTable
 from ranksearch.files import write_csv
-from ranksearch.plan import DENSE, SCHEMES, RankPlan
-from ranksearch.search_space.space import SearchSpace
-from ranksearch.study.context import SearchContext
+from ranksearch.plan import DENSE, SCHEMES, LayerSpec, RankPlan
+from ranksearch.search_space.space import Errors, SearchSpace
+from ranksearch.study.context import SearchContext, SearchInputs
 
 NETWORK = "whole network"
 READING = "columns named after schemes: the break-even rank in MACs, and in time"
 # Budgets of the predicted front, from the constraint's downwards.
 FRONT_POINTS = 6
+# Images that its networks are solved on.
+BUILT_ON = 64
 
 
 @dataclass(frozen=True)
@@ -31,27 +32,27 @@ class ProfileRow:
         layer: dotted name.
         macs: multiply-accumulates of the dense layer.
         share: share of the dense network's multiply-accumulates.
-        nanoseconds: latency of the dense layer, for one batch on this device.
+        nanoseconds: latency of the dense layer, for one batch on this device; None if it was not measured.
         break_even: scheme -> the largest rank that saves MACs, for the layer's possible schemes.
         break_even_in_time: scheme -> the largest rank that saves measured time.
-        scheme: scheme that the closed form chooses at the constraint's budget, or ``"dense"``.
+        scheme: scheme that the closed form chooses at the constraint's budget, or ``"dense"``; empty without a plan.
         latent_size: latent size that the closed form chooses; None if the layer stays dense.
-        macs_of_plan: multiply-accumulates of the layer as chosen.
-        nanoseconds_of_plan: latency of the layer as chosen.
+        macs_of_plan: multiply-accumulates of the layer as chosen; None without a plan.
+        nanoseconds_of_plan: latency of the layer as chosen; None without a plan.
         error: expected truncation error of the choice, as a share of the output's variance.
     """
 
     layer: str
     macs: int
     share: float
-    nanoseconds: int
-    break_even: Mapping[str, int]
-    break_even_in_time: Mapping[str, int]
-    scheme: str
-    latent_size: int | None
-    macs_of_plan: int
-    nanoseconds_of_plan: int
-    error: float | None
+    nanoseconds: int | None = None
+    break_even: Mapping[str, int] = field(default_factory=dict)
+    break_even_in_time: Mapping[str, int] = field(default_factory=dict)
+    scheme: str = ""
+    latent_size: int | None = None
+    macs_of_plan: int | None = None
+    nanoseconds_of_plan: int | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,25 +78,49 @@ class PredictedPoint:
 
 @dataclass(frozen=True)
 class Profile:
-    """A network's layers, in the order of their first calls, then the whole network; and its predicted front."""
+    """A network's layers, in the order of their first calls, then the whole network; and its predicted front.
+
+    Attributes:
+        rows: the layers, and the whole network.
+        front: the predicted front; empty where nothing is known of errors.
+    """
 
     rows: Sequence[ProfileRow]
-    front: Sequence[PredictedPoint]
+    front: Sequence[PredictedPoint] = ()
 
 
-def profile_network(context: SearchContext, latency: Latency) -> Profile:
-    """Time every layer, unless the search counts time itself, and predict the front, without any training."""
-    times, macs = _in_time(context, latency), context.macs
+def profile_shapes(inputs: SearchInputs) -> Profile:
+    """Count the MACs of every layer and its break-even ranks, which takes neither time nor weights."""
+    macs = inputs.macs
+    rows = [
+        ProfileRow(name, spec.dense_macs, spec.dense_macs / macs.dense, break_even=_limits(spec))
+        for name, spec in macs.layers.items()
+    ]
+    return Profile([*rows, ProfileRow(NETWORK, macs.dense, 1.0)])
+
+
+def profile_network(inputs: SearchInputs, latency: Latency, context: SearchContext | None) -> Profile:
+    """Time every layer, unless the search counts time itself, and predict the front, without any training.
+
+    Args:
+        inputs: what a search starts from.
+        latency: times layers.
+        context: of the trained network; None leaves plan, errors and front out.
+    """
+    times, macs = _in_time(inputs, latency), inputs.macs
+    if context is None:
+        rows = [_row(name, macs, times, None) for name in macs.layers]
+        return Profile([*rows, ProfileRow(NETWORK, macs.dense, 1.0, times.dense)])
     budgets = closed_form_budgets(context.space, context.budget, FRONT_POINTS)
     # A search compares a few networks for each budget; the profile relies on the errors alone.
     plans = list(dict.fromkeys(allocate(context.space, context.weighted_errors, budget) for budget in budgets))
-    rows = [_row(name, context, times, plans[0]) for name in macs.layers]
+    rows = [_row(name, macs, times, plans[0], context.errors) for name in macs.layers]
     total = (macs.total(plans[0]), times.total(plans[0]))
     rows.append(ProfileRow(NETWORK, macs.dense, 1.0, times.dense, {}, {}, "", None, *total, None))
     dense = context.reference.predictions.argmax(1)
     front = []
     for plan in plans:
-        same = predict(context.build(plan, COMPARED_ON), context.comparison).argmax(1) == dense
+        same = predict(context.build(plan, BUILT_ON), context.comparison).argmax(1) == dense
         speedup, kept = context.speedup(context.space.cost.total(plan)), macs.total(plan)
         speedups = (macs.dense / kept, times.dense / times.total(plan))
         error = total_error(plan, context.errors) / len(context.space.layers)
@@ -103,43 +128,62 @@ def profile_network(context: SearchContext, latency: Latency) -> Profile:
     return Profile(rows, front)
 
 
-def _in_time(context: SearchContext, latency: Latency) -> NetworkCost:
-    if isinstance(context.space.cost.model, LatencyTable):
-        return context.space.cost
-    shape, layers = context.splits.input_shape, context.macs.layers
-    table = latency.measure(context.model, list(layers.values()), shape, context.device)
-    return NetworkCost(table, table.network(context.model, shape), layers)
+def _in_time(inputs: SearchInputs, latency: Latency) -> NetworkCost:
+    if isinstance(inputs.space.cost.model, LatencyTable):
+        return inputs.space.cost
+    shape, layers = inputs.splits.input_shape, inputs.macs.layers
+    table = latency.measure(inputs.model, list(layers.values()), shape, inputs.device)
+    return NetworkCost(table, table.network(inputs.model, shape), layers)
 
 
-def _row(name: str, context: SearchContext, times: NetworkCost, plan: RankPlan) -> ProfileRow:
-    macs, spec, choice = context.macs, context.macs.layers[name], plan.layers.get(name)
-    values: tuple[str, int | None, int, int, float] = (DENSE, None, spec.dense_macs, times.model.dense(spec), 0.0)
-    if choice is not None:
-        size, scheme = choice.latent_size, choice.scheme
-        kept = (spec.macs_at(size, scheme), times.model.at_rank(spec, size, scheme))
-        values = (scheme, size, *kept, context.errors[name][scheme][size])
-    share, nanoseconds = spec.dense_macs / macs.dense, times.model.dense(spec)
-    limits = {scheme: spec.break_even_rank(scheme) for scheme in spec.schemes}
+def _limits(spec: LayerSpec) -> dict[str, int]:
+    return {scheme: spec.break_even_rank(scheme) for scheme in spec.schemes}
+
+
+def _row(
+    name: str, macs: NetworkCost, times: NetworkCost, plan: RankPlan | None, errors: Errors | None = None
+) -> ProfileRow:
+    spec, nanoseconds = macs.layers[name], times.model.dense(macs.layers[name])
     in_time = {scheme: times.break_even_rank(spec, scheme) for scheme in spec.schemes}
-    return ProfileRow(name, spec.dense_macs, share, nanoseconds, limits, in_time, *values)
+    row = ProfileRow(name, spec.dense_macs, spec.dense_macs / macs.dense, nanoseconds, _limits(spec), in_time)
+    if plan is None or errors is None:
+        return row
+    if name not in plan.layers:
+        return replace(row, scheme=DENSE, macs_of_plan=row.macs, nanoseconds_of_plan=nanoseconds, error=0.0)
+    choice = plan.layers[name]
+    size, scheme = choice.latent_size, choice.scheme
+    return replace(
+        row,
+        scheme=scheme,
+        latent_size=size,
+        macs_of_plan=spec.macs_at(size, scheme),
+        nanoseconds_of_plan=times.model.at_rank(spec, size, scheme),
+        error=errors[name][scheme][size],
+    )
 
 
 def display_layers(profile: Profile) -> list[tuple[str, ...]]:
-    """Return a header and a row per layer as cells for a terminal; see `READING`."""
+    """Return a header and a row per layer as cells for a terminal, without columns that are empty; see `READING`."""
     header = ("layer", "MACs", "share", "time", *SCHEMES, "closed form", "MACs kept", "time kept", "error")
     cells = [header]
     for row in profile.rows:
         choice = row.scheme if row.latent_size is None else f"{row.scheme} {row.latent_size}"
         blank = "" if row.layer == NETWORK else "-"
         limits = [
-            f"{row.break_even[scheme]}, {row.break_even_in_time[scheme]}" if scheme in row.break_even else blank
+            ", ".join(str(ranks[scheme]) for ranks in (row.break_even, row.break_even_in_time) if scheme in ranks)
+            or blank
             for scheme in SCHEMES
         ]
         error = "" if row.error is None else f"{row.error:.2%}"
-        kept = (f"{row.macs_of_plan / row.macs:.0%}", f"{row.nanoseconds_of_plan / row.nanoseconds:.0%}")
-        dense = (f"{row.macs / 1e6:.2f} M", f"{row.share:.1%}", f"{row.nanoseconds / 1e6:.3f} ms")
-        cells.append((row.layer, *dense, *limits, choice, *kept, error))
-    return cells
+        time = "" if row.nanoseconds is None else f"{row.nanoseconds / 1e6:.3f} ms"
+        kept = (_kept(row.macs_of_plan, row.macs), _kept(row.nanoseconds_of_plan, row.nanoseconds))
+        cells.append((row.layer, f"{row.macs / 1e6:.2f} M", f"{row.share:.1%}", time, *limits, choice, *kept, error))
+    used = [index for index in range(len(header)) if any(row[index] for row in cells[1:])]
+    return [tuple(row[index] for index in used) for row in cells]
+
+
+def _kept(part: int | None, whole: int | None) -> str:
+    return "" if part is None or whole is None else f"{part / whole:.0%}"
 
 
 def display_front(profile: Profile) -> list[tuple[str, ...]]:
@@ -163,7 +207,7 @@ def describe_choices(space: SearchSpace) -> list[str]:
 
 
 def write_profile(folder: Path, profile: Profile) -> None:
-    """Write `profile.csv` and `predicted_front.csv`; cells without a value stay empty."""
+    """Write `profile.csv`, and `predicted_front.csv` if there is a front; cells without a value stay empty."""
     rows = []
     for row in profile.rows:
         cells: dict[str, Any] = {}
@@ -174,5 +218,5 @@ def write_profile(folder: Path, profile: Profile) -> None:
                 cells["expected_error" if name == "error" else name] = value
         rows.append(cells)
     write_csv(folder / "profile.csv", list(rows[0]), rows)
-    front = [vars(point) for point in profile.front]
-    write_csv(folder / "predicted_front.csv", list(front[0]), front)
+    if front := [vars(point) for point in profile.front]:
+        write_csv(folder / "predicted_front.csv", list(front[0]), front)

@@ -48,11 +48,7 @@ def ensure_baseline(
     Raises:
         DivergedError: the loss is not finite; nothing is cached.
     """
-    content = {**made_from, "recipe": vars(recipe), "seed": seed, "examples": length(splits.train)}
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for tensor in model.state_dict().values():
-        key.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    path = cache / f"baseline-{key.hexdigest()[:16]}.safetensors"
+    path = _path(cache, model, splits, recipe, made_from, seed)
     with exclusive(path.with_suffix(".lock"), "trains the dense network"):
         if _read(path, model):
             return
@@ -62,6 +58,24 @@ def ensure_baseline(
         evaluate(model, batches(splits.train, recipe.batch_size, device, splits.workers, limit=recipe.batch_size))
         write_weights(path, model)
         log.info("baseline: written to %s", path)
+
+
+def read_baseline(
+    model: nn.Module, splits: Splits, recipe: Recipe, cache: Path, *, made_from: Mapping[str, Any], seed: int
+) -> bool:
+    """Read the dense network's weights from the cache, as `ensure_baseline` does; False if it was not trained yet."""
+    return _read(_path(cache, model, splits, recipe, made_from, seed), model)
+
+
+def _path(
+    cache: Path, model: nn.Module, splits: Splits, recipe: Recipe, made_from: Mapping[str, Any], seed: int
+) -> Path:
+    """Return the file of the weights of a baseline, named after all that they depend on."""
+    content = {**made_from, "recipe": vars(recipe), "seed": seed, "examples": length(splits.train)}
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for tensor in model.state_dict().values():
+        key.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return cache / f"baseline-{key.hexdigest()[:16]}.safetensors"
 
 
 def _read(path: Path, model: nn.Module) -> bool:
