@@ -29,7 +29,7 @@ from ranksearch.allocation.decomposed_model import DecomposedModel, decompose_mo
 from ranksearch.batches import divergence, predict
 from ranksearch.cost.base import NetworkCost
 from ranksearch.cost.macs import MacsCost
-from ranksearch.factorize import factorize_sequentially, profile_layers, recalibrate_batchnorm
+from ranksearch.factorize import factorize_sequentially, profile_layers, recalibrate_batchnorm, statistics_of_norms
 from ranksearch.factorize.batchnorm import norms_of, set_statistics
 from ranksearch.plan import RankPlan
 from ranksearch.search_space.constraint import Constraint
@@ -130,18 +130,25 @@ def compare(
     plan = RankPlan()
     if speedup > 1:
         [plan] = closed_form(layers, [Constraint(speedup).budget(layers.space)])
-    assert layers.sequential is not None
-    network = factorize_sequentially(layers.model, plan, layers.decompositions, layers.sequential)
+    activations = layers.solving.activations()
+    network = factorize_sequentially(layers.model, plan, layers.decompositions, activations)
     reference, dense = layers.reference, predict(layers.model, held_out)
 
     def stored() -> None:
         for name, norm in norms_of(network).items():
             set_statistics(norm, reference.stored[name])
 
+    corrected = statistics_of_norms(network)
+
+    def adapted() -> None:
+        for name, norm in norms_of(network).items():
+            set_statistics(norm, corrected[name])
+        reference.adapt(network, activations)
+
     kinds: dict[str, Callable[[], None]] = {
         "stored": stored,
         "re-estimated": lambda: recalibrate_batchnorm(network, layers.calibration),
-        "adapted": lambda: reference.adapt(network),
+        "adapted": adapted,
     }
     row: dict[str, Any] = {"speedup": speedup, "layers": len(plan)}
     for kind, change in kinds.items():

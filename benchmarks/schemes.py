@@ -29,7 +29,7 @@ import torch
 from schemes_picture import picture
 from torch import Tensor, nn
 
-from ranksearch.allocation.closed_form import COMPARED_ON, choose, propose
+from ranksearch.allocation.closed_form import choose, propose
 from ranksearch.batches import predict
 from ranksearch.cost.base import NetworkCost
 from ranksearch.cost.macs import MacsCost, count_macs
@@ -55,7 +55,7 @@ SETS = {
 }
 PARTS = ("accuracy", "layers", "speed")
 SHARES = (0.5, 0.35, 0.25, 0.2, 0.12)
-CALIBRATION, COMPARISON, IN_TURN, BATCH, HELD_OUT = 512, 512, 256, 64, 5000
+CALIBRATION, COMPARISON, IN_TURN, COMPARED_ON, BATCH, HELD_OUT = 512, 512, 256, 64, 64, 5000
 # Every layer on what the dense network feeds it, or one after another, on what the layers before it leave.
 SOLVED = ("each by itself", "in turn")
 # What one table and one panel of the picture show.

@@ -14,7 +14,7 @@ Level = Literal["fast", "default", "thorough"]
 
 @dataclass(frozen=True)
 class Effort:
-    """What finding and applying a plan computes; docs/method.md has the time and the accuracy of each level.
+    """What finding and applying a plan computes; docs/models.md has its time, docs/method.md its accuracy.
 
     Attributes:
         images: maximum number of images; None for all that are given.
