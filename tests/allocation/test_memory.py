@@ -1,4 +1,4 @@
-"""Memory that finding and applying a plan takes beside the model."""
+"""Memory that finding a plan takes beside the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ model, images = resnet50().eval(), torch.randn(96, 3, 224, 224).split(32)
 with torch.no_grad():
     model(images[0])
 before = peak()
-ranksearch.compress(model, images, 2)
+ranksearch.find_plan(model, images, 2)
 print(peak() - before)
 """
 
