@@ -1,6 +1,8 @@
 """Stages that several modes share: the baseline and calibration, and the end of a study."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +21,7 @@ from ranksearch.results.metadata import StudyMetadata, find_metadata
 from ranksearch.results.pareto import pareto_front
 from ranksearch.results.study_files import PLAN_FILE, RUN_FILE, is_trusted
 from ranksearch.results.trials import count_finished, read_trials
-from ranksearch.study.context import SearchContext, SearchInputs, build_context
+from ranksearch.study.context import SearchContext, build_context
 from ranksearch.study.finalize import finalize
 from ranksearch.study.provenance import run_record
 from ranksearch.study.select_trial import select_trial
@@ -33,14 +35,12 @@ def calibrated_context(run: RunContext, progress: Progress, *, weighted: bool = 
     """Train or read the baseline, and calibrate; only allocation needs errors that the proxy has weighted."""
     inputs = run.inputs if weighted else replace(run.inputs, proxy=None)
     try:
-        _train_baseline(run, progress)
-        return _calibrate(inputs, run, progress)
+        with _within_memory():
+            _train_baseline(run, progress)
+            return build_context(inputs, run.config.calibration, tick=progress.tick)
     except DivergedError as error:
         advice = "lower baseline.learning_rate, or fix its weights"
         raise UserError(f"the baseline failed ({error.reason}): {advice}") from None
-    except torch.OutOfMemoryError as error:
-        advice = "lower calibration.batch_size or baseline.batch_size"
-        raise UserError(f"out of memory before the first trial ({first_line(error)}): {advice}") from None
 
 
 def context_without_training(run: RunContext, progress: Progress) -> SearchContext | None:
@@ -55,12 +55,15 @@ def context_without_training(run: RunContext, progress: Progress) -> SearchConte
         seed=config.seed,
     ):
         return None
-    return _calibrate(inputs, run, progress)
-
-
-def _calibrate(inputs: SearchInputs, run: RunContext, progress: Progress) -> SearchContext:
-    try:
+    with _within_memory():
         return build_context(inputs, run.config.calibration, tick=progress.tick)
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """Raise a user error where memory does not suffice."""
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         advice = "lower calibration.batch_size or baseline.batch_size"
         raise UserError(f"out of memory before the first trial ({first_line(error)}): {advice}") from None
