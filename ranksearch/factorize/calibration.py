@@ -48,28 +48,17 @@ def _has_fewer_inputs(layer: Layer) -> bool:
 class _Observer:
     """Forward hook that accumulates the moments of one layer's rows for two halves of the examples."""
 
-    def __init__(
-        self,
-        layer: Layer,
-        split: bool,
-        inputs: bool = False,
-        thinning: Thinning | None = None,
-    ) -> None:
+    def __init__(self, layer: Layer, split: bool, inputs: bool = False, thinning: Thinning | None = None) -> None:
         self.groups = groups_of(layer)
         self.taps = None
         if isinstance(layer, nn.Conv2d) and (inputs or (split and max(layer.kernel_size) > 1)):
             self.taps = Taps.from_layer(layer)
         by_inputs = inputs or self.taps is not None or _has_fewer_inputs(layer)
         self.side: Literal["input", "output"] = "input" if by_inputs else "output"
-        self.halves: list[Moments | PatchMoments] = [NOTHING, NOTHING]
-        if self.taps is not None and layer.weight[0].numel() > LARGEST_TO_UNFOLD:
-            self.halves = [PatchMoments(self.taps), PatchMoments(self.taps)]
+        self.by_lag = self.taps is not None and layer.weight[0].numel() > LARGEST_TO_UNFOLD
         self.share = 1.0  # of all examples, in the batch
         self.thin = thinning is None
-        self.thinning = thinning or Thinning(1, self.taps)
-        if thinning is not None and isinstance(self.halves[0], PatchMoments):
-            assert thinning.taps is not None
-            self.halves = [PatchMoments(thinning.taps), PatchMoments(thinning.taps)]
+        self._use(thinning or Thinning(1, self.taps))
         self.calls = self.examples = 0
 
     def __call__(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
@@ -79,18 +68,20 @@ class _Observer:
         if isinstance(layer, nn.Conv2d) and values.ndim == 3:
             values, output = values[None], output[None]  # an unbatched map
         if self.calls == 0 and self.thin:
-            self._thin(layer, output)
+            entries = layer.weight[0].numel() if self.side == "input" else len(layer.weight) // self.groups
+            self._use(Thinning.from_output(layer, self.taps, output, 1 / self.share, entries))
         if self.side == "input" and isinstance(layer, nn.Conv2d) and self.taps is None:
             values = values[..., :: layer.stride[0], :: layer.stride[1]]
         with torch.autocast(values.device.type, enabled=False):  # sums of squares need full precision
             self._see(layer, values.detach())
 
-    def _thin(self, layer: Layer, output: Tensor) -> None:
-        entries = layer.weight[0].numel() if self.side == "input" else len(layer.weight) // self.groups
-        self.thinning = Thinning.from_output(layer, self.taps, output, 1 / self.share, entries)
-        if isinstance(self.halves[0], PatchMoments):
-            assert self.thinning.taps is not None
-            self.halves = [PatchMoments(self.thinning.taps), PatchMoments(self.thinning.taps)]
+    def _use(self, thinning: Thinning) -> None:
+        """Begin with the rows that are read."""
+        self.thinning = thinning
+        self.halves: list[Moments | PatchMoments] = [NOTHING, NOTHING]
+        if self.by_lag:
+            assert thinning.taps is not None
+            self.halves = [PatchMoments(thinning.taps), PatchMoments(thinning.taps)]
 
     def _see(self, layer: Layer, values: Tensor) -> None:
         # Split by example, since positions of an image are correlated; whatever the batches, every other one.

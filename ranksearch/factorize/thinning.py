@@ -52,10 +52,8 @@ class Thinning:
             examples: number of all examples, as a multiple of that batch.
             entries: number of entries of a row or patch.
         """
-        rows, at_once = (
-            output.numel() / len(layer.weight),
-            max(1, NUMBERS_AT_ONCE * len(output) // max(1, output.numel())),
-        )
+        rows = output.numel() / len(layer.weight)
+        at_once = max(1, NUMBERS_AT_ONCE * len(output) // max(1, output.numel()))
         step = max(1, int(rows * examples / max(ROWS_FOR_EACH_ENTRY * entries, FEWEST_ROWS)))
         if taps is None:
             # Coprime, so that the kept rows of one example are not those of the next.
