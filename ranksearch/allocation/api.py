@@ -31,7 +31,7 @@ from ranksearch.factorize.sequential import scarce_layers
 from ranksearch.factorize.source_model import require_ready, untouched, unwrap
 from ranksearch.factorize.surgery import factorized_like
 from ranksearch.factorize.trace import profile_layers
-from ranksearch.plan import SCHEMES, RankPlan
+from ranksearch.plan import RankPlan
 from ranksearch.progress import Tick
 from ranksearch.results.study_files import read_plan_file
 from ranksearch.search_space.constraint import Constraint
@@ -159,9 +159,12 @@ def apply_plan(
         most = level.sequential_images if sequential_images is None else sequential_images
         solving = SolvingImages.from_batches(model, calibration, plan.layers, most)
         decompositions = _OnDemand(model, plan, calibration)
-        passed = counted(solving.pass_over(calibration), sum(map(len, calibration)), tick)
-        scarce = scarce_layers(model, calibration[0][:1], plan.layers, len(solving.images))
-        decompositions.collect(scarce if solving.layers else plan.layers, passed)
+        alone = list(plan.layers)
+        if solving.layers:
+            alone = scarce_layers(model, calibration[0][:1], plan.layers, len(solving.images))
+        if alone:  # else only the images that layers are solved on need to pass
+            passed = counted(solving.pass_over(calibration), sum(map(len, calibration)), tick)
+            decompositions.collect(alone, passed)
         return build_network(model, plan, decompositions, reference, solving.activations(), tick=tick)
 
 
@@ -225,7 +228,7 @@ class _OnDemand(Mapping[str, Mapping[str, Decomposition]]):
         """Decompose some layers of the plan, in one pass over the calibration images."""
         schemes = {self.plan.layers[name].scheme for name in names}
         examples = sum(map(len, self.batches))
-        statistics = collect_statistics(self.model, passed, names, schemes or SCHEMES, examples=examples)
+        statistics = collect_statistics(self.model, passed, names, schemes, examples=examples)
         for name in names:
             scheme = self.plan.layers[name].scheme
             self.made[name] = decompose_layer(self.model, name, statistics.pop(name, None), None, [scheme])

@@ -25,7 +25,7 @@ from ranksearch.search_space.space import Errors, SearchSpace
 SUBSETS = (SCHEMES, ("full", "vertical", "horizontal"), ("full", "pointwise"), ("full",))
 # Powers of the errors that are summed; squares emphasize the layers with the largest errors.
 EXPONENTS = (1.0, 2.0)
-# Candidates whose total error exceeds this multiple of the lowest are discarded: divergence has never preferred one.
+# Candidates whose total error exceeds this multiple of the lowest are discarded: divergence seldom prefers one.
 HOPEFUL = 1.15
 
 
