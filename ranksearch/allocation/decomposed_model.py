@@ -398,6 +398,8 @@ def decompose_model(
         )
         decompositions[name] = by_scheme
         errors[name] = {scheme: decomposition.expected_errors() for scheme, decomposition in by_scheme.items()}
+        for decomposition in by_scheme.values():
+            decomposition.forget()
         tick("error curves", done, len(names))
     counts, seconds = (sum(map(len, decompositions.values())), sum(map(len, images))), time.perf_counter() - start
     log.info("calibration: %d layers, %d decompositions, from %d images in %.1f s", len(names), *counts, seconds)

@@ -39,6 +39,9 @@ class Decomposition(Protocol):
         of a grouped layer that is not a multiple of its groups has the error of the next lower multiple.
         """
 
+    def forget(self) -> None:
+        """Free what only the expected errors needed; it is computed again if it is asked for."""
+
     def factors(self, layer: Layer, rank: int, *, rough: bool = False) -> Factors:
         """Return the factors of a rank, a multiple of the layer's groups, in its weight's dtype and on its device.
 

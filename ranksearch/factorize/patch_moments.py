@@ -193,8 +193,7 @@ class PatchMoments:
 
     def see(self, values: Tensor) -> None:
         """Add the patches of a batch of inputs, `[N, in, H, W]`."""
-        self._pairs.clear()
-        self._outputs = None
+        self.forget()
         values = at_least_float32(values.detach())
         if values.device.type == "mps":
             values = values.cpu()  # the products are solved in float64
@@ -313,6 +312,11 @@ class PatchMoments:
         scaled.baddbmm_(mean[:, :, None], mean[:, None] @ weight.to(mean).mT, alpha=-1)
         self._outputs = weight, scaled
         return scaled
+
+    def forget(self) -> None:
+        """Free what was computed from the moments and kept."""
+        self._pairs.clear()
+        self._outputs = None
 
     @property
     def _dtype(self) -> torch.dtype:

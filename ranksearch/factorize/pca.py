@@ -69,6 +69,9 @@ class PCADecomposition:
             errors.append([at_all_rows(a, b, self.rows, half.shape[-1]) for a, b in pairs])
         return self._by_rank(torch.tensor(errors, dtype=torch.float64).mean(0))
 
+    def forget(self) -> None:
+        """See `Decomposition`; nothing is kept for the errors alone."""
+
     def _by_rank(self, lost: Tensor) -> list[float]:
         groups, directions = self.energies.shape
         by_group = lost.tolist()

@@ -115,6 +115,13 @@ class PatchProblem:
         """The first factors that were computed, and the problem of all patches in their space, by scheme."""
         return {}
 
+    def forget(self) -> None:
+        """Free what only the error curves need; it is computed again if asked for."""
+        self._folds.clear()
+        self._cross.clear()
+        for half in self.halves:
+            half.forget()
+
     @cached_property
     def ridge(self) -> float:
         """Ridge on the patch covariance, as a share of its mean variance; cross-validated if patches are scarce."""
@@ -299,6 +306,10 @@ class SeparableDecomposition:
         log_errors[0] = 0.0
         by_rank = log_errors.exp().clamp(0, 1).cummin(0).values
         return [float(by_rank[rank // groups]) for rank in range(groups * max_rank + 1)]
+
+    def forget(self) -> None:
+        """See `Decomposition`."""
+        self.problem.forget()
 
     def factors(self, layer: Layer, rank: int, *, rough: bool = False) -> Factors:
         """Return the factors of a rank; see `Decomposition`."""

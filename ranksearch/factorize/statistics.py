@@ -41,6 +41,9 @@ class SecondMoments(Protocol):
     def with_outputs(self, weight: Tensor) -> Tensor:
         """Return the covariance with outputs, `[groups, size, out]`, of a weight `[groups, out, size]`."""
 
+    def forget(self) -> None:
+        """Free what was computed from the moments and kept."""
+
     def __add__(self, other: Any) -> SecondMoments:
         """Return the moments of both sets of rows combined."""
 
@@ -86,6 +89,9 @@ class Moments:
         """Return the covariance with outputs, `[groups, size, out]`, of a weight `[groups, out, size]`."""
         return self.covariance @ weight.mT.to(self.scatter)
 
+    def forget(self) -> None:
+        """Free nothing: nothing is kept."""
+
 
 @dataclass(frozen=True)
 class WhiteMoments:
@@ -120,6 +126,9 @@ class WhiteMoments:
     def with_outputs(self, weight: Tensor) -> Tensor:
         """Return the covariance with outputs, `[groups, size, out]`, of a weight `[groups, out, size]`."""
         return weight.mT.double()
+
+    def forget(self) -> None:
+        """Free nothing: nothing is kept."""
 
     def __add__(self, other: Any) -> SecondMoments:
         """Return the other moments: nothing was measured here."""
