@@ -16,6 +16,7 @@ from ranksearch.allocation.decomposed_model import (
     SolvingImages,
     build_network,
     counted,
+    deciding,
     decompose_layer,
     decompose_model,
     hold_out,
@@ -155,9 +156,10 @@ def apply_plan(
     factorized_like(model, plan)  # fails early if the plan does not fit, before any image is read
     with shown("apply_plan", progress) as tick, without_gradients():
         comparison, calibration = hold_out(_prepared(model, batches, 1, "solve on", level.images))
-        reference = DenseReference.from_model(model, calibration, comparison)
         most = level.sequential_images if sequential_images is None else sequential_images
         solving = SolvingImages.from_batches(model, calibration, plan.layers, most)
+        decisive = first_examples(comparison, deciding(len(solving.images)))
+        reference = DenseReference.from_model(model, calibration, decisive)
         decompositions = _OnDemand(model, plan, calibration)
         alone = list(plan.layers)
         if solving.layers:

@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 COMPARED_ON, FEW_LARGE = 128, 32
 # Images that the input moments of normalization layers are estimated on.
 MOVED_ON = 256
-# Held-out images that decide how BatchNorm is adapted.
-DECIDE_ON = 128
+# Held-out images that decide how BatchNorm is adapted, where maps are small, and where they are large.
+DECIDE_ON, DECIDE_ON_LARGE = 128, 16
 # Smallest number of images from which some are held out.
 FEWEST_TO_DECIDE = 32
 
@@ -92,7 +92,7 @@ class DenseReference:
         """
         if not self.stored:
             return
-        decisive = first_examples(self.comparison, DECIDE_ON)
+        decisive = first_examples(self.comparison, deciding(len(activations.images)))
         dense = self.predictions[: sum(map(len, decisive))]
 
         def diverge(factorized: nn.Module) -> float:
@@ -100,6 +100,15 @@ class DenseReference:
 
         batches = torch.split(activations.images, max(2, *map(len, self.calibration)))
         adapt_batchnorm(network, self.stored, batches, diverge if decisive else None)
+
+
+def deciding(affordable: int) -> int:
+    """Return the number of held-out images that decide how BatchNorm is adapted.
+
+    Args:
+        affordable: number of images that layers are solved on, fewer where maps are large.
+    """
+    return DECIDE_ON if affordable >= COMPARED_ON else DECIDE_ON_LARGE
 
 
 @dataclass(frozen=True)

@@ -188,17 +188,17 @@ def collect_outputs(model: nn.Module, batches: Iterable[Tensor], layers: Iterabl
     return moments
 
 
-def observe_inputs(layer: Layer, inputs: Tensor, thinning: Thinning) -> LayerStatistics:
-    """Return the statistics of one batch of a layer's inputs, over whole input rows or patches.
+def observe_inputs(layer: Layer, parts: Iterable[Tensor], thinning: Thinning) -> LayerStatistics:
+    """Return the statistics of a layer's inputs, over whole input rows or patches, as one half that is not held out.
 
     Args:
         layer: the layer.
-        inputs: its inputs, `[B, in, ...]`.
+        parts: inputs of some examples each, with only the rows that are read; see `Thinning.inputs`.
         thinning: which rows are read.
     """
     observer = _Observer(layer, split=True, inputs=True, thinning=thinning)
-    for part in torch.split(inputs, 2 * thinning.at_once * thinning.step):
-        observer(layer, (part,), {}, part)
+    for part in parts:
+        observer._add(0, part)
     return observer.result()
 
 

@@ -316,8 +316,9 @@ class SeparableDecomposition:
         problem = self.problem
         groups, kept = len(problem.weight), rank // len(problem.weight)
         order = problem.orders[self.scheme]
+        ridge = problem.ridge  # first, as the halves that it is chosen on make up the whole
         rows, latent = problem.solver(self.scheme, kept, rough)
-        combination, fitted = latent.ridged(problem.ridge).solve(kept)
+        combination, fitted = latent.ridged(ridge).solve(kept)
         first, second = combination.double() @ rows.double(), fitted.double().permute(0, 3, 2, 1)
         if problem.inverse is not None:
             second = (problem.inverse @ second.flatten(2)).reshape(second.shape)

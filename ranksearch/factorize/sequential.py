@@ -9,7 +9,7 @@ best linear map from x to y is W + E[(y - W x) x^T] E[x x^T]^-1: an ordinary lay
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
@@ -41,7 +40,7 @@ from ranksearch.factorize.patch_moments import Taps, at_least_float32, in_float6
 from ranksearch.factorize.source_model import clone, hooked, untouched, unwrap
 from ranksearch.factorize.statistics import Layer, LayerStatistics
 from ranksearch.factorize.surgery import Decompositions, Solved, factorized_like, set_factors
-from ranksearch.factorize.thinning import Thinning, as_rows, convolve
+from ranksearch.factorize.thinning import Thinning, as_rows
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.progress import Tick, unseen
 
@@ -49,8 +48,6 @@ from ranksearch.progress import Tick, unseen
 RIDGE = 1e-3
 # With fewer rows than this per input element, a layer keeps the factors for the dense network's inputs.
 ROWS_FOR_EACH_NUMBER = 4
-# Examples whose mean inputs are subtracted from all, against rounding.
-EXAMPLES_FOR_CENTRE = 16
 # Limit on the size of the largest map, over all images, and on that of the dense outputs of all layers.
 NUMBERS_AT_ONCE = 4 * 10**7
 NUMBERS_STORED = 5 * 10**8
@@ -254,68 +251,63 @@ def _solve(
     layer: Layer, recording: _Recording, choice: LayerChoice, sensitivity: Tensor | None, inputs: Tensor
 ) -> Factors:
     """Return the best factors of a layer for its inputs in the factorized network and outputs in the dense one."""
-    inputs = inputs.to(layer.weight.dtype)
-    statistics = observe_inputs(layer, inputs, recording.thinning)
-    corrected = _refit(layer, recording, statistics, inputs)
+    thinning = recording.thinning
+    parts = [
+        at_least_float32(thinning.inputs(layer, part if thinning.taps else as_rows(part, layer), first))
+        for first, part in thinning.parts(inputs.to(layer.weight.dtype))
+    ]
+    statistics = observe_inputs(layer, parts, thinning)
+    corrected = _refit(layer, recording, statistics, parts)
     return decompose(corrected, statistics, sensitivity, choice.scheme).factors(corrected, choice.latent_size)
 
 
-def _refit(layer: Layer, recording: _Recording, statistics: LayerStatistics, inputs: Tensor) -> Layer:
-    """Return a copy of the layer, refit by ridge regression of its dense outputs on inputs `[B, in, ...]`."""
-    weight = at_least_float32(layer.weight.detach())
-    products, shift = _residual_products(layer, recording, statistics, inputs)
+def _refit(layer: Layer, recording: _Recording, statistics: LayerStatistics, parts: Sequence[Tensor]) -> Layer:
+    """Return a copy of the layer, refit by ridge regression of its dense outputs on inputs.
+
+    Args:
+        layer: the dense layer; the regression shrinks towards it.
+        recording: what it computes in the dense network.
+        statistics: statistics of the inputs.
+        parts: inputs of some examples each, as recorded outputs are.
+    """
+    weight = grouped_weight(layer, len(statistics.mean))
+    products, mean = _output_products(layer, recording, parts)
     covariance = statistics.all.covariance.clone()
+    missing = products.to(covariance) - weight.to(covariance) @ covariance
     level = RIDGE * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
     covariance.diagonal(dim1=1, dim2=2).add_(level[:, None])
-    change = solve_symmetric(covariance, products.mT.to(covariance)).mT.double()
-    bias = in_float64(shift) - torch.einsum("goi,gi->go", change, statistics.mean).flatten()
-    if layer.bias is not None:
-        bias += in_float64(layer.bias.detach())
-    fitted = grouped_weight(layer, len(change)) + change
-    refitted = copy.copy(layer)  # the same settings, but separate tensors
+    fitted = weight + solve_symmetric(covariance, missing.mT).mT.double()
+    bias = in_float64(mean) - torch.einsum("goi,gi->go", fitted, statistics.mean).flatten()
+    refitted, like = copy.copy(layer), at_least_float32(layer.weight)  # the same settings, but separate tensors
     refitted._parameters = {
-        "weight": nn.Parameter(fitted.reshape(layer.weight.shape).to(weight)),
-        "bias": nn.Parameter(bias.to(weight)),
+        "weight": nn.Parameter(fitted.reshape(layer.weight.shape).to(like)),
+        "bias": nn.Parameter(bias.to(like)),
     }
     return refitted
 
 
-def _residual_products(
-    layer: Layer, recording: _Recording, statistics: LayerStatistics, inputs: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the covariance of the layer's residuals with its inputs, and the residuals' mean.
-
-    Residuals are the dense network's outputs minus those of the layer for the factorized network's inputs.
+def _output_products(layer: Layer, recording: _Recording, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the covariance of the layer's dense outputs with inputs, and the outputs' mean.
 
     Returns:
         The covariance, `[groups, out / groups, fan_in]`, float64, and the mean, `[out]`.
     """
-    taps, weight = recording.thinning.taps, at_least_float32(layer.weight.detach())
-    bias = None if layer.bias is None else at_least_float32(layer.bias.detach())
-    # Constants that are subtracted from the inputs, padding included, only affect rounding.
-    centre = at_least_float32(as_rows(inputs[:EXAMPLES_FOR_CENTRE], layer).mean(0))
-    sums = total = torch.zeros((), device=inputs.device)
-    count = 0
-    for (first, part), wanted in zip(recording.thinning.parts(inputs), recording.outputs, strict=True):
-        rows = part if taps else as_rows(part, layer)
-        kept = at_least_float32(recording.thinning.inputs(layer, rows, first))
+    taps, shape = recording.thinning.taps, layer.weight.shape
+    outputs = [at_least_float32(wanted) for wanted in recording.outputs]
+    rows = [as_rows(wanted, layer) for wanted in outputs]
+    count = sum(map(len, rows))
+    mean = torch.stack([part.sum(0) for part in rows]).sum(0) / count
+    sums = torch.zeros((), device=mean.device)
+    for part, wanted in zip(parts, outputs, strict=True):
         if taps is None:
-            missed = wanted - F.linear(kept, weight, bias)
-            products = missed.mT @ (kept - centre)
-        else:
-            missed = wanted - convolve(taps, kept, weight, bias)
-            padded = taps.with_all_padding(kept) - centre[:, None, None]
-            # This sum over positions is the gradient of a convolution's weight.
-            products = conv2d_weight(  # type: ignore[no-untyped-call]  # as torch declares it
-                padded, weight.shape, missed, taps.stride, 0, taps.dilation, taps.groups
-            )
-        missed = as_rows(missed, layer)
-        sums, total, count = sums + products, total + missed.sum(0), count + len(missed)
-    groups, shift = statistics.mean.shape[0], total / count
-    grouped = in_float64(sums / count).reshape(groups, -1, weight[0].numel())
-    spread = weight[0].numel() // (len(centre) // groups)  # entries of a patch for each channel
-    mean = statistics.mean - in_float64(centre).reshape(groups, -1).repeat_interleave(spread, 1)
-    return grouped - in_float64(shift).reshape(groups, -1, 1) * mean[:, None], shift
+            sums = sums + (wanted - mean).mT @ part
+            continue
+        # This sum over positions is the gradient of a convolution's weight.
+        sums = sums + conv2d_weight(  # type: ignore[no-untyped-call]  # as torch declares it
+            taps.with_all_padding(part), shape, wanted - mean[:, None, None], taps.stride, 0, taps.dilation, taps.groups
+        )
+    groups = 1 if taps is None else taps.groups
+    return in_float64(sums / count).reshape(groups, -1, layer.weight[0].numel()), mean
 
 
 def _norm(model: nn.Module, name: str) -> _BatchNorm:

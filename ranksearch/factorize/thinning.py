@@ -14,10 +14,14 @@ from ranksearch.factorize.patch_moments import Taps
 from ranksearch.factorize.statistics import Layer
 
 # Rows beyond both are left out. All examples are read: the accuracy of moments depends on them more than on rows.
-ROWS_FOR_EACH_ENTRY = 25
-FEWEST_ROWS = 2**15
+ROWS_FOR_EACH_ENTRY = 16
+FEWEST_ROWS = 2**14
 # Size of the outputs that are treated at once, which avoids copies of all maps.
 NUMBERS_AT_ONCE = 2**22
+# Consecutive examples of which the same rows are kept, so that they are read together.
+EXAMPLES_ALIKE = 4
+# Distance between the rows of successive pairs, as a share of all: multiples of the golden ratio fill it evenly.
+GOLDEN = (5**0.5 - 1) / 2
 
 
 def as_rows(values: Tensor, layer: nn.Module) -> Tensor:
@@ -34,7 +38,7 @@ class Thinning:
     Attributes:
         step: distance of the rows; 1 for all.
         taps: geometry by which the thinned maps are read; None where rows are read that need no patches.
-        at_once: number of thinned examples to read at once.
+        at_once: number of examples to read at once where all rows are kept.
     """
 
     step: int
@@ -73,11 +77,22 @@ class Thinning:
 
         Args:
             values: values of some examples.
-            before: number of examples before these; every row of the maps has its turn.
+            before: number of examples before these, whatever the batches that they came in.
         """
-        for part in torch.split(values, self.at_once * self.step):
-            for start in range(min(self.step, len(part))):
-                yield (before + start) % self.step, part[start :: self.step]
+        if self.step == 1:
+            yield from ((0, part) for part in torch.split(values, self.at_once))
+            return
+        start = 0
+        while start < len(values):
+            turn, begun = divmod(before + start, EXAMPLES_ALIKE)
+            part = values[start : start + EXAMPLES_ALIKE - begun]
+            yield self.first_row(turn), part
+            start += len(part)
+
+    def first_row(self, turn: int) -> int:
+        """Return the first row to keep at a turn: every one in time, and a row and its mirror image in pairs."""
+        row = int(self.step * ((0.25 + GOLDEN * (turn // 2)) % 1))
+        return self.step - 1 - row if turn % 2 else row
 
     def inputs(self, layer: Layer, values: Tensor, first: int) -> Tensor:
         """Return the inputs that the kept rows read, with their zero padding above and below, for `taps`.
@@ -103,9 +118,3 @@ class Thinning:
     def outputs(self, values: Tensor, first: int) -> Tensor:
         """Return the kept rows of outputs; see `inputs`."""
         return values[first :: self.step] if self.taps is None else values[:, :, first :: self.step]
-
-
-def convolve(taps: Taps, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the output of a convolution with the geometry of some taps."""
-    padded = taps.with_all_padding(maps)
-    return torch.conv2d(padded, weight, bias, taps.stride, 0, taps.dilation, taps.groups)
