@@ -15,7 +15,7 @@ from ranksearch.errors import first_line
 from ranksearch.locks import try_exclusive
 from ranksearch.report.figures import fine_tuning_figure, front_figure, heat_map, importance_figure
 from ranksearch.report.plan_text import after, by_scheme
-from ranksearch.report.static_figures import draw_latent_sizes
+from ranksearch.report.static_figures import PlanPictures
 from ranksearch.report.tables import cost_names, format_costs
 from ranksearch.results.metadata import StudyMetadata
 from ranksearch.results.pareto import evenly_spaced, pareto_front
@@ -86,6 +86,7 @@ class DashboardPage:
     def __init__(self, study: Study, metadata: StudyMetadata, folder: Path, outputs: Path) -> None:
         self._study, self._metadata = study, metadata
         self._report, self._store = folder / "report.html", artifact_store(outputs)
+        self._pictures = PlanPictures(metadata, PICTURE_DPI)
         self._again = 0.0
         self._trials = -1  # so that the page is written before the first trial finishes
 
@@ -104,7 +105,7 @@ class DashboardPage:
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 picture = Path(folder) / f"latent_sizes_{trial.number}.png"
-                draw_latent_sizes(self._metadata, trial.number, result).savefig(picture, dpi=PICTURE_DPI)
+                self._pictures.write(picture, trial.number, result)
                 upload_artifact(artifact_store=self._store, file_path=str(picture), study_or_trial=trial)
         except OSError as error:  # a missing picture must not fail the trial
             log.warning("the picture of trial %d could not be written: %s", trial.number, error)

@@ -7,12 +7,17 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
 from ranksearch.files import replacing, write_text
-from ranksearch.plan import DENSE
+from ranksearch.plan import DENSE, LayerSpec
 from ranksearch.report.colors import BLACK, BLUE, GREEN, GREY, ORANGE, SCHEME_COLORS, SEVERAL
 from ranksearch.results.final import FinalResult
 from ranksearch.results.metadata import StudyMetadata, layer_macs
@@ -129,30 +134,89 @@ def _speedup_axis(axes: Axes, dense: float, unit: str) -> None:
 
 def draw_latent_sizes(metadata: StudyMetadata, number: int, result: TrialResult) -> Figure:
     """Draw one plan: each layer's scheme and latent size, with its break-even rank and dense width."""
-    layers, rows = metadata.layers, np.arange(len(metadata.layers))
+    figure = _draw_widths(metadata)
+    _draw_plan(figure, metadata, number, result)
+    return figure
+
+
+class PlanPictures:
+    """Pictures of many plans as PNG: what all plans share is drawn once.
+
+    Args:
+        metadata: the plans' study.
+        dpi: dots per inch.
+    """
+
+    def __init__(self, metadata: StudyMetadata, dpi: int) -> None:
+        self._metadata, self._figure = metadata, _draw_widths(metadata)
+        self._figure.set_dpi(dpi)
+        self._canvas = FigureCanvasAgg(self._figure)
+        self._canvas.draw()  # type: ignore[no-untyped-call]  # as matplotlib declares these
+        self._figure.set_layout_engine("none")
+        self._shared = self._canvas.copy_from_bbox(self._figure.bbox)  # type: ignore[no-untyped-call]
+
+    def write(self, path: Path, number: int, result: TrialResult) -> None:
+        """Write the picture of a trial's plan; see `draw_latent_sizes`."""
+        self._canvas.restore_region(self._shared)  # type: ignore[no-untyped-call]
+        for artist in _draw_plan(self._figure, self._metadata, number, result):
+            self._figure.draw_artist(artist)
+            artist.remove()
+        imsave(path, np.asarray(self._canvas.buffer_rgba()), format="png")  # type: ignore[no-untyped-call]
+
+
+def _draw_widths(metadata: StudyMetadata) -> Figure:
+    """Draw what the pictures of all plans of a study have in common: the layers and their dense widths."""
+    layers = metadata.layers
     figure = Figure(figsize=(8, 1.4 + 0.2 * len(layers)), layout="constrained")
     axes = figure.subplots()
+    widths = axes.barh(range(len(layers)), [layer.out_size for layer in layers], color="#E8E8E8")
+    names: dict[str, Artist] = {
+        "output channels or features": widths.patches[0],
+        **{
+            f"latent size, {kind}" if kind != DENSE else kind: Rectangle((0, 0), 1, 1, color=color)
+            for kind, color in SCHEME_COLORS.items()
+        },
+        "break-even rank": Line2D([], [], marker="|", markersize=9, color=ORANGE, linestyle="none"),
+    }
+    axes.set_yticks(range(len(layers)), [layer.name for layer in layers], fontsize=7)
+    axes.set_xlim(0, 1.15 * max(max(layer.out_size, _largest_rank(layer)) for layer in layers))
+    axes.invert_yaxis()
+    axes.set_title("trial", fontsize=10, alpha=0)  # keeps the place of the plan's own
+    figure.legend(handles=list(names.values()), labels=list(names), fontsize=7, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _largest_rank(layer: LayerSpec) -> int:
+    return max(layer.break_even_rank(scheme) for scheme in layer.schemes)
+
+
+def _draw_plan(figure: Figure, metadata: StudyMetadata, number: int, result: TrialResult) -> list[Artist]:
+    """Add one plan to what `_draw_widths` has drawn, and return what was added."""
+    [axes], layers = figure.axes, metadata.layers
     choices = [result.plan.layers.get(layer.name) for layer in layers]
     widths = [layer.out_size for layer in layers]
     sizes = [width if c is None else c.latent_size for c, width in zip(choices, widths, strict=True)]
     schemes = ["full" if c is None else c.scheme for c in choices]
     limits = [layer.break_even_rank(scheme) for layer, scheme in zip(layers, schemes, strict=True)]
-    axes.barh(rows, widths, color="#E8E8E8", label="output channels or features")
-    for kind, color in SCHEME_COLORS.items():
-        drawn = [row for row, c in enumerate(choices) if (DENSE if c is None else c.scheme) == kind]
-        if drawn:
-            label = f"latent size, {kind}" if kind != DENSE else kind
-            axes.barh(drawn, [sizes[row] for row in drawn], color=color, height=0.55, label=label)
-    axes.scatter(limits, rows, marker="|", s=90, color=ORANGE, label="break-even rank", zorder=3)
-    for row, choice in enumerate(choices):
-        text = DENSE if choice is None else f"{choice.latent_size} {choice.scheme}"
-        axes.text(max(widths[row], sizes[row], limits[row]), row, f"  {text}", va="center", fontsize=7)
-    axes.set_yticks(rows, [layer.name for layer in layers], fontsize=7)
-    axes.set_xmargin(0.15)
-    axes.invert_yaxis()
-    axes.set_title(f"trial {number}: {result.speedup:.2f}x, {result.accuracy:.2%} validation accuracy", fontsize=10)
-    figure.legend(fontsize=7, loc="outside lower center", ncols=4)
-    return figure
+    colors = [SCHEME_COLORS[DENSE if c is None else c.scheme] for c in choices]
+    rows = range(len(layers))
+    texts = [
+        axes.text(
+            max(widths[row], sizes[row], limits[row]),
+            row,
+            f"  {DENSE if choice is None else f'{choice.latent_size} {choice.scheme}'}",
+            va="center",
+            fontsize=7,
+        )
+        for row, choice in enumerate(choices)
+    ]
+    title = f"trial {number}: {result.speedup:.2f}x, {result.accuracy:.2%} validation accuracy"
+    return [
+        *axes.barh(rows, sizes, color=colors, height=0.55),
+        axes.scatter(limits, rows, marker="|", s=90, color=ORANGE, zorder=3),
+        *texts,
+        axes.text(0.5, 1.01, title, fontsize=10, ha="center", va="bottom", transform=axes.transAxes),
+    ]
 
 
 def draw_heat_map(metadata: StudyMetadata, points: Sequence[FeasibleTrial]) -> Figure:

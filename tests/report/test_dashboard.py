@@ -26,6 +26,7 @@ from ranksearch.errors import SettingError
 from ranksearch.report import dashboard as page
 from ranksearch.report.dashboard import FIGURES, DashboardPage, artifact_store
 from ranksearch.report.dashboard_server import DashboardSettings, dashboard
+from ranksearch.report.static_figures import PlanPictures
 from ranksearch.results.pareto import pareto_front
 from ranksearch.storage import journal, rdb
 from ranksearch.study.context import SearchContext
@@ -72,6 +73,15 @@ def test_every_completed_trial_has_a_picture_and_figures_to_sort_by(searched: Se
         assert picture.mimetype == "image/png"
         with store.open_reader(picture.artifact_id) as file:
             assert file.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_picture_shows_nothing_of_the_ones_before_it(searched: Searched, tmp_path: Path) -> None:
+    first, second = [record.result for record in searched.records if record.result is not None][:2]
+    pictures = PlanPictures(searched.metadata, 90)
+    for name, number, result in (("one", 1, first), ("other", 2, second), ("again", 1, first)):
+        pictures.write(tmp_path / name, number, result)
+    one, other, again = ((tmp_path / name).read_bytes() for name in ("one", "other", "again"))
+    assert one == again != other
 
 
 def test_figures_are_kept_under_the_same_ids_however_often_they_are_drawn(searched: Searched) -> None:
