@@ -78,6 +78,25 @@ class DenseReference:
             predictions = predict(model, comparison) if comparison else torch.zeros(0)
         return DenseReference(tuple(calibration), statistics_of_norms(model), tuple(comparison), predictions)
 
+    @cached_property
+    def _called(self) -> set[str]:
+        """Layers that have run in factorized networks."""
+        return set()
+
+    def require_called(self, network: nn.Module, plan: RankPlan, model: nn.Module) -> None:
+        """Raise unless a network runs the plan's layers; see `surgery.require_called`.
+
+        Whether the code around a layer runs what replaces it does not depend on the plan: each is looked at once.
+
+        Args:
+            network: the factorized network.
+            plan: its plan.
+            model: the dense network.
+        """
+        if not plan.layers.keys() <= self._called:
+            require_called(network, plan, self.calibration[0][:1], model)
+            self._called.update(plan.layers)
+
     def move(self, network: nn.Module, activations: DenseActivations) -> None:
         """Correct the BatchNorm statistics of a network in place for the change of their inputs; see `move_in_turn`."""
         if self.stored:
@@ -239,7 +258,7 @@ class DecomposedModel:
             layers = self.model, plan, self.decompositions, self.reference, self.solving.activations()
             return solve_network(*layers, self.sensitivities, solved)
         network = factorize_roughly(self.model, plan, self.decompositions, solved)
-        require_called(network, plan, self.calibration[0][:1], self.model)
+        self.reference.require_called(network, plan, self.model)
         self.reference.move(network, self.comparing.activations())
         return network.eval()
 
@@ -316,7 +335,7 @@ def solve_network(
     else:
         network = factorize_model(model, plan, decompositions)
         tick("solving layers", len(plan), len(plan))
-    require_called(network, plan, reference.calibration[0][:1], model)
+    reference.require_called(network, plan, model)
     if not activations.layers:
         reference.move(network, activations)
     return network.eval()

@@ -18,8 +18,8 @@ ROWS_FOR_EACH_ENTRY = 16
 FEWEST_ROWS = 2**14
 # Size of the outputs that are treated at once, which avoids copies of all maps.
 NUMBERS_AT_ONCE = 2**22
-# Consecutive examples of which the same rows are kept, so that they are read together.
-EXAMPLES_ALIKE = 4
+# Limits on the consecutive examples of which the same rows are kept, so that they are read together.
+EXAMPLES_ALIKE = 4, 8
 # Distance between the rows of successive pairs, as a share of all: multiples of the golden ratio fill it evenly.
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -82,10 +82,11 @@ class Thinning:
         if self.step == 1:
             yield from ((0, part) for part in torch.split(values, self.at_once))
             return
-        start = 0
+        fewest, most = EXAMPLES_ALIKE
+        alike, start = max(fewest, min(self.at_once // fewest, most)), 0
         while start < len(values):
-            turn, begun = divmod(before + start, EXAMPLES_ALIKE)
-            part = values[start : start + EXAMPLES_ALIKE - begun]
+            turn, begun = divmod(before + start, alike)
+            part = values[start : start + alike - begun]
             yield self.first_row(turn), part
             start += len(part)
 

@@ -161,7 +161,7 @@ class PlanPictures:
         for artist in _draw_plan(self._figure, self._metadata, number, result):
             self._figure.draw_artist(artist)
             artist.remove()
-        imsave(path, np.asarray(self._canvas.buffer_rgba()), format="png")  # type: ignore[no-untyped-call]
+        imsave(path, np.asarray(self._canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})  # type: ignore[no-untyped-call]
 
 
 def _draw_widths(metadata: StudyMetadata) -> Figure:
