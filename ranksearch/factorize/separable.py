@@ -40,7 +40,7 @@ SHARE_TO_SOLVE = 0.5
 EXCESS = 0.6
 LARGEST_EXCESS = 1.0
 # Refined factors are combinations of this many times their rank, at least.
-ROWS_TO_COMBINE = 3
+ROWS_TO_COMBINE = 2
 FEWEST_ROWS_TO_COMBINE = 64
 
 
