@@ -63,7 +63,7 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def measure(name: str, images: int, speedup: float) -> dict[str, float | str]:
+def measure(name: str, images: int, speedup: float, thorough: bool) -> dict[str, float | str]:
     """Measure one network; see the module."""
     network, batches = planted(name), smooth(images).split(BATCH)
 
@@ -78,6 +78,9 @@ def measure(name: str, images: int, speedup: float) -> dict[str, float | str]:
     plans = []
     fast = seconds(lambda: ranksearch.find_plan(network, batches, speedup, effort="fast"))
     default = seconds(lambda: plans.append(ranksearch.find_plan(network, batches, speedup)))
+    longest = 0.0
+    if thorough:
+        longest = seconds(lambda: ranksearch.find_plan(network, batches, speedup, effort="thorough"))
     applied = seconds(lambda: ranksearch.apply_plan(plans[0], network, batches))
     both = seconds(lambda: ranksearch.compress(network, batches, speedup))
     # Beside it, the machine's own speed before and after: the mean of both is what the calls are compared with.
@@ -89,6 +92,8 @@ def measure(name: str, images: int, speedup: float) -> dict[str, float | str]:
         "apply_plan": applied / plain,
         "compress": both / plain,
     }
+    if thorough:
+        row["find_plan, thorough"] = longest / plain
     row["peak beyond the forward pass (GiB)"] = peak() - before
     return row
 
@@ -99,14 +104,18 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=[], help=f"of {', '.join(NETWORKS)}; all by default")
     parser.add_argument("--images", type=int, help="number of images; a network's own by default")
     parser.add_argument("--speedup", type=float, default=2.0)
+    parser.add_argument(
+        "--thorough", action="store_true", help="measure the effort 'thorough' too, which takes minutes"
+    )
     given = parser.parse_args()
     if len(given.networks) == 1:
         name = given.networks[0]
-        row = measure(name, given.images or NETWORKS.get(name, 64), given.speedup)
+        row = measure(name, given.images or NETWORKS.get(name, 64), given.speedup, given.thorough)
         print(json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}))
         return
     for name in given.networks or NETWORKS:
         more = [] if given.images is None else ["--images", str(given.images)]
+        more += ["--thorough"] if given.thorough else []
         subprocess.run([sys.executable, __file__, name, "--speedup", str(given.speedup), *more], check=True)
 
 
