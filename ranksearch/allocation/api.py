@@ -158,7 +158,7 @@ def apply_plan(
         comparison, calibration = hold_out(_prepared(model, batches, 1, "solve on", level.images))
         most = level.sequential_images if sequential_images is None else sequential_images
         solving = SolvingImages.from_batches(model, calibration, plan.layers, most)
-        decisive = first_examples(comparison, deciding(len(solving.images)))
+        decisive = first_examples(comparison, deciding(len(solving.images), sum(map(len, calibration))))
         reference = DenseReference.from_model(model, calibration, decisive)
         decompositions = _OnDemand(model, plan, calibration)
         alone = list(plan.layers)

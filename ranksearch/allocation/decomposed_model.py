@@ -111,7 +111,8 @@ class DenseReference:
         """
         if not self.stored:
             return
-        decisive = first_examples(self.comparison, deciding(len(activations.images)))
+        most = deciding(len(activations.images), sum(map(len, self.calibration)))
+        decisive = first_examples(self.comparison, most)
         dense = self.predictions[: sum(map(len, decisive))]
 
         def diverge(factorized: nn.Module) -> float:
@@ -121,13 +122,14 @@ class DenseReference:
         adapt_batchnorm(network, self.stored, batches, diverge if decisive else None)
 
 
-def deciding(affordable: int) -> int:
+def deciding(solved_on: int, calibration: int) -> int:
     """Return the number of held-out images that decide how BatchNorm is adapted.
 
     Args:
-        affordable: number of images that layers are solved on, fewer where maps are large.
+        solved_on: number of images that layers are solved on, fewer than there are where maps are large.
+        calibration: number of calibration images.
     """
-    return DECIDE_ON if affordable >= COMPARED_ON else DECIDE_ON_LARGE
+    return DECIDE_ON if solved_on >= min(COMPARED_ON, calibration) else DECIDE_ON_LARGE
 
 
 @dataclass(frozen=True)
