@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -150,18 +150,18 @@ class PlanPictures:
     def __init__(self, metadata: StudyMetadata, dpi: int) -> None:
         self._metadata, self._figure = metadata, _draw_widths(metadata)
         self._figure.set_dpi(dpi)
-        self._canvas = FigureCanvasAgg(self._figure)
-        self._canvas.draw()  # type: ignore[no-untyped-call]  # as matplotlib declares these
+        self._canvas = cast("Any", FigureCanvasAgg(self._figure))  # matplotlib declares its methods without types
+        self._canvas.draw()
         self._figure.set_layout_engine("none")
-        self._shared = self._canvas.copy_from_bbox(self._figure.bbox)  # type: ignore[no-untyped-call]
+        self._shared = self._canvas.copy_from_bbox(self._figure.bbox)
 
     def write(self, path: Path, number: int, result: TrialResult) -> None:
         """Write the picture of a trial's plan; see `draw_latent_sizes`."""
-        self._canvas.restore_region(self._shared)  # type: ignore[no-untyped-call]
+        self._canvas.restore_region(self._shared)
         for artist in _draw_plan(self._figure, self._metadata, number, result):
             self._figure.draw_artist(artist)
             artist.remove()
-        imsave(path, np.asarray(self._canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})  # type: ignore[no-untyped-call]
+        imsave(path, np.asarray(self._canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
 
 
 def _draw_widths(metadata: StudyMetadata) -> Figure:
