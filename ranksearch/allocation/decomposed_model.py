@@ -184,8 +184,8 @@ class SolvingImages:
         affordable = affordable_images(model, batches[0][:1])
         count = min(sequential_images, affordable)
         if count > 1:
-            return SolvingImages(model, torch.cat(list(batches))[:count], tuple(layers))
-        return SolvingImages(model, torch.cat(list(batches))[: max(2, min(MOVED_ON, affordable))], ())
+            return SolvingImages(model, torch.cat(first_examples(batches, count)), tuple(layers))
+        return SolvingImages(model, torch.cat(first_examples(batches, max(2, min(MOVED_ON, affordable)))), ())
 
 
 @dataclass(frozen=True)
@@ -416,7 +416,7 @@ def decompose_model(
     names, sensitivities = [layer.spec.name for layer in space.layers], sensitivities or {}
     solving = SolvingImages.from_batches(model, images, names, sequential_images)
     count = COMPARED_ON if len(solving.images) >= COMPARED_ON else min(FEW_LARGE, len(solving.images))
-    comparing = SolvingImages(model, torch.cat(list(images))[:count], ())
+    comparing = SolvingImages(model, torch.cat(first_examples(images, count)), ())
     passed = comparing.pass_over(images) if comparison else images
     examples = sum(map(len, images))
     statistics = collect_statistics(model, counted(passed, examples, tick), names, space.schemes, examples=examples)
