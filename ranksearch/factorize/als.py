@@ -15,15 +15,30 @@ refined from there: the first factor becomes a combination of the rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ranksearch.factorize.statistics import at_all_rows
+
 # Number of alternating updates of both factors after the initial solution.
 TURNS = 2
+# Refined factors are combinations of this many times their rank, at least.
+ROWS_TO_COMBINE = 2
+FEWEST_ROWS_TO_COMBINE = 64
 # Larger systems are solved in the dtype of their moments: they come from whitened values, and are well conditioned.
 LARGEST_IN_FLOAT64 = 512
+# Ridge that is always added to the patch covariance: well above the rounding of float32 sums, too small to matter.
+LEAST_RIDGE = 1e-5
+# Larger ridges, which are tried where rows are few.
+RIDGES = (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+def rows_to_combine(rank: int) -> int:
+    """Return how many first factors those of a rank are combined from, at least."""
+    return max(ROWS_TO_COMBINE * rank, FEWEST_ROWS_TO_COMBINE)
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,26 @@ class LatentMoments:
             self.output + share * output,
             count,
         )
+
+    @staticmethod
+    def from_rows(latent: Tensor, outputs: Tensor) -> LatentMoments:
+        """Return the moments of some rows.
+
+        Args:
+            latent: latent values, `[groups, rows, ranks, offsets]`.
+            outputs: outputs, `[groups, rows, out / groups]`.
+        """
+        groups, count, ranks, offsets = latent.shape
+        mean, output = latent.mean(1), outputs.mean(1)
+        rows, outputs = (latent - mean[:, None]).flatten(2), outputs - output[:, None]
+        gram = (rows.mT @ rows / count).reshape(groups, ranks, offsets, ranks, offsets)
+        cross = (rows.mT @ outputs / count).reshape(groups, ranks, offsets, -1)
+        return LatentMoments(gram, cross, outputs.square().sum() / count, mean, output, count)
+
+    def leading(self, rank: int) -> LatentMoments:
+        """Return the moments of the first latent values alone."""
+        gram, cross, mean = self.gram[:, :rank, :, :rank], self.cross[:, :rank], self.mean[:, :rank]
+        return replace(self, gram=gram, cross=cross, mean=mean)
 
     def error(self, first: Tensor, second: Tensor) -> float:
         """Return the share of the outputs' variance that two factors lose; 0 if there is no variance.
@@ -109,6 +144,11 @@ class AlternatingLeastSquares:
     white_cross: Tensor
     white_variance: Tensor
     level: Tensor
+
+    def leading(self, rank: int) -> AlternatingLeastSquares:
+        """Return the problem in the space of the first latent values alone."""
+        white_gram, white_cross = self.white_gram[:, :rank, :rank], self.white_cross[:, :rank]
+        return replace(self, moments=self.moments.leading(rank), white_gram=white_gram, white_cross=white_cross)
 
     def ridged(self, share: float) -> AlternatingLeastSquares:
         """Return the problem with white patches mixed in: a share of the mean variance (ridge regression)."""
@@ -188,6 +228,75 @@ class AlternatingLeastSquares:
 def _act(products: Tensor, met: Tensor) -> Tensor:
     """Return the left side of the first factor's normal equations, `[groups, rank, ranks]`."""
     return torch.einsum("gajbk,gbkpj->gap", products, met)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A cross-validation fold.
+
+    Attributes:
+        problem: problem to solve, without a ridge.
+        held_out: moments to measure on; those of ``problem`` itself if nothing is held out.
+    """
+
+    problem: AlternatingLeastSquares
+    held_out: LatentMoments
+
+    def errors(self, ridged: AlternatingLeastSquares, rank: int) -> tuple[float, float]:
+        """Return the errors of refined factors on the examples that they are solved on, and on those held out.
+
+        Args:
+            ridged: the problem with a ridge.
+            rank: rank of one group.
+        """
+        rows = rows_to_combine(rank)
+        factors, moments = ridged.leading(rows).solve(rank), self.problem.moments
+        seen = moments.leading(rows).error(*factors)
+        return seen, seen if self.held_out is moments else self.held_out.leading(rows).error(*factors)
+
+
+def cross_validated_error(
+    folds: Sequence[Fold], ridged: Sequence[AlternatingLeastSquares], rank: int, entries: int
+) -> float:
+    """Return the expected error at a rank per group: solved on one half of the examples, measured on the other.
+
+    Args:
+        folds: the folds.
+        ridged: their problems with a ridge.
+        rank: rank of one group.
+        entries: number of entries of a patch.
+    """
+    count = folds[0].problem.moments.count + folds[0].held_out.count
+    errors = [fold.errors(problem, rank) for fold, problem in zip(folds, ridged, strict=True)]
+    return sum(at_all_rows(seen, unseen, count, entries) for seen, unseen in errors) / len(folds)
+
+
+def chosen_ridge(folds: Sequence[Fold], rank: int, entries: int) -> float:
+    """Return the ridge on the patch covariance, as a share of its mean variance, with the least held-out error.
+
+    Args:
+        folds: the folds, each with one half of the examples held out.
+        rank: rank of one group to compare the errors at.
+        entries: number of entries of a patch.
+    """
+    leading = [Fold(fold.problem.leading(rank), fold.held_out.leading(rank)) for fold in folds]
+
+    def error(ridge: float) -> float:
+        # All examples are twice a half, and the ridge is inversely proportional to their number.
+        ridged = [fold.problem.ridged(2 * ridge) for fold in leading]
+        return cross_validated_error(leading, ridged, rank, entries)
+
+    # The error has one minimum: from the middle, only the direction that improves is followed.
+    ridges = (LEAST_RIDGE, *RIDGES)
+    at = len(ridges) // 2
+    best, following = error(ridges[at]), error(ridges[at + 1])
+    step, candidate = (1, following) if following < best else (-1, error(ridges[at - 1]))
+    while candidate < best:
+        at, best = at + step, candidate
+        if not 0 <= at + step < len(ridges):
+            break
+        candidate = error(ridges[at + step])
+    return ridges[at]
 
 
 def first_factors(weight: Tensor, mean_covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:

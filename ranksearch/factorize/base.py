@@ -52,23 +52,6 @@ class Decomposition(Protocol):
         """
 
 
-def at_all_rows(seen: float, unseen: float, rows: int, entries: int) -> float:
-    """Estimate the expected error of a solution fitted to all examples from the errors of one fitted to half of them.
-
-    The held-out error exceeds the irreducible error, and the training error falls below it, by amounts inversely
-    proportional to the number of rows: doubling the rows closes a quarter of the gap between the two errors; less where
-    rows are so few that these amounts saturate.
-
-    Args:
-        seen: error on the half that the solution was fitted to.
-        unseen: error on the held-out half.
-        rows: number of all rows.
-        entries: number of entries of a row.
-    """
-    closed = 0.25 * rows / (rows + entries)
-    return (1 - closed) * unseen + closed * min(seen, unseen)
-
-
 def grouped_weight(layer: Layer, groups: int) -> Tensor:
     """Return a layer's weight in float64, `[groups, out / groups, fan_in]`."""
     weight = in_float64(layer.weight.detach())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,17 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.errors import DataError
-from ranksearch.factorize.als import AlternatingLeastSquares, LatentMoments, first_factors
-from ranksearch.factorize.base import Factors, at_all_rows, grouped_weight, square_roots
+from ranksearch.factorize.als import (
+    LEAST_RIDGE,
+    AlternatingLeastSquares,
+    Fold,
+    LatentMoments,
+    chosen_ridge,
+    cross_validated_error,
+    first_factors,
+    rows_to_combine,
+)
+from ranksearch.factorize.base import Factors, grouped_weight, square_roots
 from ranksearch.factorize.patch_moments import in_float64
 from ranksearch.factorize.statistics import Layer, LayerStatistics, SecondMoments, WhiteMoments
 from ranksearch.plan import FIRST_AXES, LayerSpec, split_kernel
 
-# Ridge that is always added to the patch covariance: well above the rounding of float32 sums, too small to matter.
-LEAST_RIDGE = 1e-5
 # Larger ridges are tried if there are fewer patches than this per patch element.
 PATCHES_FOR_EACH_NUMBER = 4
-RIDGES = (1e-3, 0.01, 0.1)
 # Share of the largest rank that the ridge is chosen at.
 SHARE_TO_CHOOSE_RIDGE = 0.2
 # Above this many ranks, only those at some shares of the break-even rank are refined, the others interpolated.
@@ -39,9 +44,6 @@ SHARE_TO_SOLVE = 0.5
 # seen half imply by exp(this * entries / patches); measured for 1 to 8 patches per entry.
 EXCESS = 0.6
 LARGEST_EXCESS = 1.0
-# Refined factors are combinations of this many times their rank, at least.
-ROWS_TO_COMBINE = 2
-FEWEST_ROWS_TO_COMBINE = 64
 
 
 def pieces(layer: nn.Conv2d, scheme: str) -> Tensor:
@@ -55,19 +57,15 @@ def pieces(layer: nn.Conv2d, scheme: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Fold:
-    """A cross-validation fold.
+class PatchFold(Fold):
+    """A cross-validation fold in the space of first factors.
 
     Attributes:
         rows: first factors of all ranks, `[groups, ranks, piece]`.
-        problem: problem to solve in their space, without a ridge.
-        held_out: moments to measure on; those of ``problem`` itself if there is only one half.
         missed: errors of all ranks for uncorrelated pieces, see `first_factors`.
     """
 
     rows: Tensor
-    problem: AlternatingLeastSquares
-    held_out: LatentMoments
     missed: Tensor
 
 
@@ -106,7 +104,7 @@ class PatchProblem:
         return {}
 
     @cached_property
-    def _folds(self) -> dict[str, list[Fold]]:
+    def _folds(self) -> dict[str, list[PatchFold]]:
         """The folds that were computed last, by scheme."""
         return {}
 
@@ -133,12 +131,7 @@ class PatchProblem:
         scheme = min(self.limits, key=lambda name: self.orders[name].shape[1])
         rank = max(1, round(SHARE_TO_CHOOSE_RIDGE * self.limits[scheme]))
         folds = self._folds.get(scheme) or self._split(scheme, rank)
-        problems = {ridge: [fold.problem.ridged(2 * ridge) for fold in folds] for ridge in (LEAST_RIDGE, *RIDGES)}
-        errors = {
-            ridge: _cross_validated(folds, solved, rank, self.weight.shape[2], turns=0)
-            for ridge, solved in problems.items()
-        }
-        return min(errors, key=errors.__getitem__)
+        return chosen_ridge(folds, rank, self.weight.shape[2])
 
     def cross(self, moments: SecondMoments) -> Tensor:
         """Return the covariance of patches with outputs, `[groups, fan_in, out / groups]`, for a half or the whole."""
@@ -159,7 +152,7 @@ class PatchProblem:
         whole = self.all_ranks or self.weight.shape[2] <= LARGEST_TO_SOLVE_WHOLE
         return self.limits[scheme] if whole else max(1, round(SHARE_TO_SOLVE * self.limits[scheme]))
 
-    def folds(self, scheme: str) -> list[Fold]:
+    def folds(self, scheme: str) -> list[PatchFold]:
         """Return the folds, each with one half of the examples held out; a single fold for large patches."""
         if scheme not in self._folds:
             folds = self._split(scheme, self.solved_rank(scheme))
@@ -171,7 +164,7 @@ class PatchProblem:
                 self._solvers[scheme] = first.rows, whole
         return self._folds[scheme]
 
-    def _split(self, scheme: str, ranks: int) -> list[Fold]:
+    def _split(self, scheme: str, ranks: int) -> list[PatchFold]:
         """Return the folds in the space of a number of first factors."""
         pairs = list(zip(self.halves, self.halves[::-1], strict=True))
         if self.weight.shape[2] > LARGEST_TO_SOLVE_TWICE and not self.all_ranks:
@@ -180,7 +173,7 @@ class PatchProblem:
         for half, other in pairs:
             rows, missed, problem = self.latent(half, scheme, ranks)
             held_out = problem.moments if other is half else self.project(other, scheme, rows)
-            folds.append(Fold(rows, problem, held_out, missed))
+            folds.append(PatchFold(problem, held_out, rows, missed))
         return folds
 
     def solver(self, scheme: str, rank: int, rough: bool) -> tuple[Tensor, AlternatingLeastSquares]:
@@ -193,7 +186,7 @@ class PatchProblem:
         """
         if rough and scheme in self._solvers and self._solvers[scheme][0].shape[1] >= rank:
             return self._solvers[scheme]
-        ranks = min(self.limits[scheme], max(ROWS_TO_COMBINE * rank, FEWEST_ROWS_TO_COMBINE))
+        ranks = min(self.limits[scheme], rows_to_combine(rank))
         rows, _, problem = self.latent(self.whole, scheme, min(self.orders[scheme].shape[1], max(ranks, rank)))
         return rows, problem
 
@@ -290,7 +283,7 @@ class SeparableDecomposition:
         if max_rank > FEW_RANKS:
             shares = SHARES_TO_REFINE if solved_rank == max_rank else SHARES_OF_LARGE
             nodes = sorted({max(1, round(max_rank * share)) for share in shares})
-        refined = [_cross_validated(folds, problems, rank, problem.weight.shape[2]) for rank in nodes]
+        refined = [cross_validated_error(folds, problems, rank, problem.weight.shape[2]) for rank in nodes]
         ratios = torch.tensor(refined, dtype=torch.float64).clamp_min(LEAST_ERROR).log() - log_nested[nodes]
         at = torch.tensor(nodes).double()
         if max_rank > FEW_RANKS and solved_rank == max_rank:
@@ -331,19 +324,6 @@ class SeparableDecomposition:
         down = first.reshape(groups * kept, -1, *first_kernel)
         up = second.transpose(2, 3).reshape(len(like), kept, *second_kernel)
         return Factors(down.to(like), up.to(like), bias.to(like))
-
-
-def _cross_validated(
-    folds: Sequence[Fold], ridged: Sequence[AlternatingLeastSquares], rank: int, entries: int, **turns: int
-) -> float:
-    """Return the expected error at a rank per group: solved on one half of the examples, measured on the other."""
-    total, rows = 0.0, folds[0].problem.moments.count + folds[0].held_out.count
-    for fold, problem in zip(folds, ridged, strict=True):
-        factors = problem.solve(rank, **turns)
-        seen = fold.problem.moments.error(*factors)
-        unseen = seen if fold.held_out is fold.problem.moments else fold.held_out.error(*factors)
-        total += at_all_rows(seen, unseen, rows, entries) / len(folds)
-    return total
 
 
 def _interpolated(points: Tensor, nodes: Tensor, values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ applied to both factors of every scheme.
 
 With W the dense layer, y its centered outputs in the dense network and x its centered inputs in the factorized one, the
 best linear map from x to y is W + E[(y - W x) x^T] E[x x^T]^-1: an ordinary layer, which its scheme then factorizes.
+A layer with few rows is solved in another way, see `latent_regression`.
 """
 
 import copy
@@ -34,11 +35,12 @@ from ranksearch.factorize.batchnorm import (
 )
 from ranksearch.factorize.calibration import observe_inputs
 from ranksearch.factorize.decomposition import decompose
+from ranksearch.factorize.latent_regression import regress_on_latent_values
 from ranksearch.factorize.layers.conv import FactorizedConv2d
 from ranksearch.factorize.layers.linear import FactorizedLinear
 from ranksearch.factorize.patch_moments import Taps, at_least_float32, in_float64
 from ranksearch.factorize.source_model import clone, hooked, untouched, unwrap
-from ranksearch.factorize.statistics import Layer, LayerStatistics
+from ranksearch.factorize.statistics import Layer, LayerStatistics, groups_of
 from ranksearch.factorize.surgery import Decompositions, Solved, factorized_like, set_factors
 from ranksearch.factorize.thinning import Thinning, as_rows
 from ranksearch.plan import LayerChoice, RankPlan
@@ -46,7 +48,7 @@ from ranksearch.progress import Tick, unseen
 
 # Ridge on the input covariance, as a share of its mean variance; it shrinks a layer towards the dense one.
 RIDGE = 1e-3
-# With fewer rows than this per input element, a layer keeps the factors for the dense network's inputs.
+# With fewer rows than this per input element, a layer is solved by regression on latent values.
 ROWS_FOR_EACH_NUMBER = 4
 # Limit on the size of the largest map, over all images, and on that of the dense outputs of all layers.
 NUMBERS_AT_ONCE = 4 * 10**7
@@ -165,7 +167,7 @@ def factorize_sequentially(
         model: the dense network; left unchanged.
         plan: layers to factorize, with their schemes and latent sizes.
         decompositions: layer name -> scheme -> decomposition, of at least the plan's choices. Their factors are used
-            for a layer that is not called exactly once, has too few rows for its size, hooks, or non-finite values.
+            for a layer that is not called exactly once, has fewer rows than outputs, hooks, or non-finite values.
         images: one batch of inputs on the model's device, `[B, ...]`, or the dense network's activations for it; all
             maps of a layer are held at once.
         sensitivities: layer name -> sensitivity, see `decompose`.
@@ -205,7 +207,7 @@ def factorize_sequentially(
         key = tuple(so_far)
         if key not in solved:
             with torch.autocast(inputs.device.type, enabled=False):  # sums of products need full precision
-                solved[key] = _solve(layer, recording, plan.layers[name], (sensitivities or {}).get(name), inputs)
+                solved[key] = _solve(layer, twin, recording, (sensitivities or {}).get(name), inputs)
         twin._set_factors(solved[key])
         done()
 
@@ -230,14 +232,14 @@ def solvable(layer: nn.Module, recording: _Recording) -> bool:
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     # Hooks may change its outputs.
     hooks = layer._forward_hooks or layer._forward_pre_hooks
-    enough = enough_rows(layer, recording.rows)
+    enough = enough_rows(layer, recording.rows) and len(recording.shape) > 1 and recording.shape[0] > 1
     return recording.calls == 1 and bool(recording.outputs) and enough and not hooks
 
 
 def enough_rows(layer: nn.Module, rows: int) -> bool:
-    """Return whether a layer has enough rows of inputs to be solved in turn."""
+    """Return whether a layer has enough rows to be solved in turn: as many as outputs."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    return rows >= ROWS_FOR_EACH_NUMBER * layer.weight[0].numel()
+    return rows >= len(layer.weight) // groups_of(layer)
 
 
 def _fits(recording: _Recording, inputs: Tensor) -> bool:
@@ -248,9 +250,16 @@ def _fits(recording: _Recording, inputs: Tensor) -> bool:
 
 
 def _solve(
-    layer: Layer, recording: _Recording, choice: LayerChoice, sensitivity: Tensor | None, inputs: Tensor
+    layer: Layer,
+    twin: FactorizedConv2d | FactorizedLinear,
+    recording: _Recording,
+    sensitivity: Tensor | None,
+    inputs: Tensor,
 ) -> Factors:
     """Return the best factors of a layer for its inputs in the factorized network and outputs in the dense one."""
+    if recording.rows < ROWS_FOR_EACH_NUMBER * layer.weight[0].numel():
+        mean = torch.cat([as_rows(at_least_float32(part), layer) for part in recording.outputs]).mean(0)
+        return regress_on_latent_values(layer, twin, inputs.to(layer.weight.dtype), mean, sensitivity)
     thinning = recording.thinning
     parts = [
         at_least_float32(thinning.inputs(layer, part if thinning.taps else as_rows(part, layer), first))
@@ -258,7 +267,7 @@ def _solve(
     ]
     statistics = observe_inputs(layer, parts, thinning)
     corrected = _refit(layer, recording, statistics, parts)
-    return decompose(corrected, statistics, sensitivity, choice.scheme).factors(corrected, choice.latent_size)
+    return decompose(corrected, statistics, sensitivity, twin.scheme).factors(corrected, twin.latent_size)
 
 
 def _refit(layer: Layer, recording: _Recording, statistics: LayerStatistics, parts: Sequence[Tensor]) -> Layer:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ranksearch.errors import PlanError
 from ranksearch.factorize import FactorizedConv2d, collect_statistics, decompose, decompose_schemes
-from ranksearch.factorize.als import AlternatingLeastSquares
+from ranksearch.factorize.als import LEAST_RIDGE, AlternatingLeastSquares, cross_validated_error
 from ranksearch.factorize.functional import truncation_error
-from ranksearch.factorize.separable import FEW_RANKS, LEAST_RIDGE, SeparableDecomposition, _cross_validated
+from ranksearch.factorize.separable import FEW_RANKS, SeparableDecomposition
 from ranksearch.factorize.shapes import describe, joined_settings, settings_of, split_settings
 from ranksearch.plan import FIRST_AXES, SCHEMES
 
@@ -297,4 +297,4 @@ def test_errors_between_the_ranks_that_are_solved_are_those_that_solving_finds(s
     problems = [fold.problem.ridged(2 * split.ridge) for fold in folds]
     assert split.limit > FEW_RANKS
     for rank in range(1, split.limit + 1):
-        assert expected[rank] == pytest.approx(_cross_validated(folds, problems, rank, 288), rel=0.1)
+        assert expected[rank] == pytest.approx(cross_validated_error(folds, problems, rank, 288), rel=0.1)

@@ -52,17 +52,22 @@ def factors(network: nn.Module, name: str) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("model", "plan", "kept"),
+    ("model", "plan", "count", "kept"),
     [
-        (Twice(), RankPlan({"once": LayerChoice(3), "twice": LayerChoice(3, "vertical")}), ["twice"]),
-        (Classifier(), RankPlan({"0.first": LayerChoice(3), "0.second": LayerChoice(3), "1": LayerChoice(3)}), ["1"]),
+        (Twice(), RankPlan({"once": LayerChoice(3), "twice": LayerChoice(3, "vertical")}), 40, ["twice"]),
+        (
+            Classifier(),
+            RankPlan({"0.first": LayerChoice(3), "0.second": LayerChoice(3), "1": LayerChoice(3)}),
+            10,
+            ["1"],
+        ),
     ],
-    ids=["called twice", "few rows"],
+    ids=["called twice", "fewer rows than outputs"],
 )
 def test_what_cannot_be_solved_in_turn_keeps_the_factors_of_one_shot(
-    model: nn.Module, plan: RankPlan, kept: list[str]
+    model: nn.Module, plan: RankPlan, count: int, kept: list[str]
 ) -> None:
-    images = smooth(40)
+    images = smooth(count)
     found = decomposed(model.eval(), images)
     one_shot, in_turn = (
         factorize_model(model, plan, found),
