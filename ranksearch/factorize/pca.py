@@ -35,7 +35,7 @@ class PCADecomposition:
         energies: variance of each coordinate, `[groups, directions]`.
         shift: mean output without the layer's bias, `[groups, out / groups]`.
         halves: output covariance before rotation to components, for either half of the examples,
-            `[groups, directions, directions]`; empty without two halves or above 1,024 directions.
+            `[groups, directions, directions]`; empty without two halves, or with plenty of rows above 1,024 directions.
         prior: the same covariance for white inputs.
         shrinkage: weight of the prior in the covariance that the directions are computed from.
         rows: number of calibration rows.
@@ -59,14 +59,17 @@ class PCADecomposition:
         return self._by_rank(_lost(self.energies))
 
     def expected_errors(self) -> list[float]:
-        """See `Decomposition`; without two halves or above 1,024 directions, return the truncation errors."""
+        """See `Decomposition`; without `halves`, return the truncation errors."""
         if not self.halves:
             return self.truncation_errors()
-        errors = []
+        errors, size = [], self.prior.shape[-1]
         for half, other in (self.halves, self.halves[::-1]):
-            # Shrinkage is inversely proportional to the number of rows, and a half has half of them.
-            directions = _directions(half, self.prior, 2 * self.shrinkage)
-            seen, unseen = (_lost(_energies(directions, covariance)) for covariance in (half, other))
+            if size > LARGEST_TO_SHRINK:
+                directions = _range(half, min(self.rows // 2, size))
+            else:
+                # Shrinkage is inversely proportional to the number of rows, and a half has half of them.
+                directions = _directions(half, self.prior, 2 * self.shrinkage)
+            seen, unseen = (_lost_outside(directions, covariance) for covariance in (half, other))
             pairs = zip(seen.tolist(), unseen.tolist(), strict=True)
             errors.append([at_all_rows(a, b, self.rows, half.shape[-1]) for a, b in pairs])
         return self._by_rank(torch.tensor(errors, dtype=torch.float64).mean(0))
@@ -144,20 +147,19 @@ def decompose_pca(
     precision = torch.float64 if size <= LARGEST_TO_SHRINK else torch.float32
     covariance, mapped = covariance.to(precision), mapped.to(precision)
     prior = mapped @ mapped.mT
-    both = tuple(half.covariance for half in halves) if len(halves) == 2 and size <= LARGEST_TO_SHRINK else ()
+    rows = sum(half.count for half in halves)
+    scarce = len(halves) == 2 and rows < ROWS_FOR_EACH_DIRECTION * size
+    kept = len(halves) == 2 and (scarce or size <= LARGEST_TO_SHRINK)
+    both = tuple(half.covariance.to(precision) for half in halves) if kept else ()
     if shrinkage is None:
         shrinkage = TIE_BREAK
-        if halves and sum(half.count for half in halves) < ROWS_FOR_EACH_DIRECTION * size:
-            if both:
-                shrinkage = _chosen_shrinkage(both, prior)
-            elif precision == torch.float32:
-                shrinkage = SHRINKAGE_OF_LARGER
+        if scarce:
+            shrinkage = _chosen_shrinkage(both, prior) if size <= LARGEST_TO_SHRINK else SHRINKAGE_OF_LARGER
     directions = _directions(covariance, prior, shrinkage)
     energies, directions = _energies(directions, covariance).double(), directions.double()
     basis = directions if frame is None else frame @ directions
     encode = basis.mT if root is None else basis.mT @ root
     decode = basis if inverse is None else inverse @ basis
-    rows = sum(half.count for half in halves)
     return PCADecomposition(encode, decode, energies, shift, both, prior, shrinkage, rows)
 
 
@@ -176,6 +178,32 @@ def _lost(energies: Tensor) -> Tensor:
     # Summed from the smallest, so that the error is 0 at full rank and never grows with the rank.
     lost = torch.cat([by_rank.flip(0).cumsum(0).flip(0), by_rank.new_zeros(1)])
     return lost / total if total > 0 else torch.zeros_like(lost)
+
+
+def _lost_outside(directions: Tensor, covariance: Tensor) -> Tensor:
+    """Return the share of a covariance outside the first r directions, for r = 0, 1, ... up to full rank.
+
+    If there are fewer directions than that, the others capture equal shares of what is left, as random ones do.
+    """
+    held, size = _energies(directions, covariance).double(), covariance.shape[-1]
+    total = covariance.diagonal(dim1=-2, dim2=-1).double().sum(-1)
+    if (missing := size - held.shape[-1]) > 0:
+        left = (total - held.sum(-1)).clamp_min(0) / missing
+        held = torch.cat([held, left[:, None].expand(-1, missing)], 1)
+    return _lost(held)
+
+
+def _range(covariance: Tensor, count: int) -> Tensor:
+    """Return the leading eigenvectors of covariances whose rank is at most a count, `[groups, size, count]`.
+
+    They are in the span of the covariance's product with random vectors (Halko et al., 2011).
+    """
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(covariance.shape[-1], count, generator=generator).to(covariance)
+    basis = torch.linalg.qr(covariance @ probes).Q
+    vectors = torch.linalg.eigh(basis.mT @ covariance @ basis).eigenvectors
+    leading: Tensor = (basis @ vectors).flip(-1)
+    return leading
 
 
 def _directions(covariance: Tensor, prior: Tensor, shrinkage: float) -> Tensor:

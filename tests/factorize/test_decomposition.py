@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ranksearch.errors import DataError
-from ranksearch.factorize import FactorizedConv2d, collect_sensitivities, collect_statistics, decompose, factorize_model
+from ranksearch.factorize import (
+    FactorizedConv2d,
+    FactorizedLinear,
+    collect_sensitivities,
+    collect_statistics,
+    decompose,
+    factorize_model,
+)
 from ranksearch.factorize.pca import TIE_BREAK, decompose_pca
 from ranksearch.factorize.shapes import describe
 from ranksearch.plan import SCHEMES, LayerChoice, RankPlan
@@ -192,6 +199,23 @@ def test_shrinkage_does_no_worse_on_rows_that_were_not_seen_and_better_where_the
     mean = math.exp(sum(shares) / len(shares))
     assert mean <= 1.0 + 1e-6
     assert mean < 0.97 or rows > 32
+
+
+def test_few_rows_of_a_wide_layer_promise_no_more_than_they_keep() -> None:
+    """Above 1,024 outputs: errors are those on other rows, and all outputs together lose nothing."""
+    torch.manual_seed(0)
+    layer, mixing = nn.Linear(1040, 1030), torch.randn(60, 1040)
+    seen, unseen = (torch.randn(count, 60) @ mixing + torch.randn(count, 1040) for count in (40, 400))
+    decomposition = decompose(layer, collect_statistics(layer, [seen], [""])[""])
+    errors = decomposition.expected_errors()
+    assert errors[0] == pytest.approx(1)
+    assert errors[1030] == pytest.approx(0, abs=1e-9)
+    for rank in (10, 20, 39):
+        twin = FactorizedLinear(1040, 1030, rank)
+        twin._set_factors(decomposition.factors(layer, rank))
+        with torch.no_grad():
+            measured = truncation_error(layer(unseen), twin(unseen))
+        assert measured <= 1.1 * errors[rank]
 
 
 def test_loss_aware_factors_are_the_best_for_the_weighted_error() -> None:
