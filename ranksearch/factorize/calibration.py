@@ -139,8 +139,8 @@ def collect_statistics(
         examples: number of examples of all batches, which are then read one by one; None counts them first.
 
     Returns:
-        The statistics of every layer that ran, from all examples; where there are more than 32,768 rows and more than
-        25 for each entry of a row, from every k-th row of positions. Memory per layer, for any number of images: two
+        The statistics of every layer that ran, from all examples; where there are more than 16,384 rows and more than
+        16 for each entry of a row, from every k-th row of positions. Memory per layer, for any number of images: two
         float64 matrices, `[out, out]` or smaller; for a kernel that may be split, `[fan_in, fan_in]` if fan_in is at
         most 256, else the products listed in `PatchMoments`, mostly in float32. Patches of up to 256 entries are
         unfolded a few maps at a time, in 32 MiB or the size of one map's patches.

@@ -256,7 +256,10 @@ def _solve(
     sensitivity: Tensor | None,
     inputs: Tensor,
 ) -> Factors:
-    """Return the best factors of a layer for its inputs in the factorized network and outputs in the dense one."""
+    """Return the best factors of a layer for its inputs in the factorized network.
+
+    The target is its outputs in the dense network; with few rows, what it computes for these inputs.
+    """
     if recording.rows < ROWS_FOR_EACH_NUMBER * layer.weight[0].numel():
         mean = torch.cat([as_rows(at_least_float32(part), layer) for part in recording.outputs]).mean(0)
         return regress_on_latent_values(layer, twin, inputs.to(layer.weight.dtype), mean, sensitivity)
