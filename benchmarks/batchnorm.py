@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from ranksearch.allocation.closed_form import closed_form
 from ranksearch.allocation.decomposed_model import DecomposedModel, decompose_model, hold_out
-from ranksearch.batches import divergence, predict
 from ranksearch.cost.base import NetworkCost
 from ranksearch.cost.macs import MacsCost
 from ranksearch.factorize import factorize_sequentially, profile_layers, recalibrate_batchnorm, statistics_of_norms
 from ranksearch.factorize.batchnorm import norms_of, set_statistics
 from ranksearch.plan import RankPlan
+from ranksearch.predictions import divergence, predict
 from ranksearch.search_space.constraint import Constraint
 from ranksearch.search_space.rules import SpaceSettings, build_space
 

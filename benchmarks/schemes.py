@@ -30,7 +30,6 @@ from schemes_picture import picture
 from torch import Tensor, nn
 
 from ranksearch.allocation.closed_form import choose, propose
-from ranksearch.batches import predict
 from ranksearch.cost.base import NetworkCost
 from ranksearch.cost.macs import MacsCost, count_macs
 from ranksearch.factorize import (
@@ -43,6 +42,7 @@ from ranksearch.factorize import (
 )
 from ranksearch.models.cifar import CifarResNet
 from ranksearch.plan import RankPlan
+from ranksearch.predictions import predict
 from ranksearch.search_space.rules import Rule, SpaceSettings, build_space
 from ranksearch.training.loop import evaluate, train
 from ranksearch.training.recipe import Recipe

@@ -31,10 +31,10 @@ import torch
 from torch import nn
 
 from ranksearch.allocation.lagrangian import RankAllocator, allocate, layer_options
-from ranksearch.batches import divergence, predict
 from ranksearch.data.loaders import batches, endless_batches
 from ranksearch.factorize import FactorizedConv2d, FactorizedLinear
 from ranksearch.plan import SCHEMES, RankPlan
+from ranksearch.predictions import divergence, predict
 from ranksearch.samplers.history import OptionGrid
 from ranksearch.study.context import SearchContext
 from ranksearch.training.loop import evaluate, train

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ranksearch
 from ranksearch import DataError, LayerChoice, RankPlan, UserError
-from ranksearch.batches import collect_inputs, divergence, extract_predictions, iterate_inputs, predict
+from ranksearch.batches import collect_inputs, read_batches
+from ranksearch.predictions import divergence, extract_predictions, predict
 
 IMAGES = torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.zeros(48, dtype=torch.long)
@@ -54,26 +55,25 @@ def test_every_way_of_giving_images_gives_the_same(way: str) -> None:
 
 
 def test_one_tensor_is_one_batch() -> None:
-    assert [len(batch) for batch in iterate_inputs(IMAGES)] == [48]
+    assert [len(batch) for batch in read_batches(Net(), IMAGES)] == [48]
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([{"pixel_values": IMAGES}], r"batch 0 is a dict with pixel_values: give a tensor \[B, ...\]"),
-        ([IMAGES, ["a", "b"]], r"batch 1 is a list of str, str: give"),
+        ([IMAGES, ["a", "b"]], r"batch 1 is a list of str, str: give a tensor \[B, ...\]"),
         ([IMAGES.numpy()], r"batch 0 is a ndarray: give"),
         ([None], r"batch 0 is None: give"),
         ([()], r"batch 0 is a tuple of nothing"),
         (5, r"batches of type int are not iterable: give a list or a DataLoader"),
-        ([], r"0 images are too few to plan on: give 8 or more"),
-        ([IMAGES[:0]], r"0 images are too few"),
-        ([IMAGES, IMAGES[..., :8]], r"examples of shapes \[3, 12, 12\] and \[3, 12, 8\]: make them equal"),
+        ([], r"0 examples are too few to plan on: give 8 or more"),
+        ([IMAGES[:0]], r"0 examples are too few"),
+        ([IMAGES, IMAGES[..., :8]], r"examples of shapes \[3, 12, 12\] and \[3, 12, 8\]: resize or pad them"),
     ],
 )
 def test_what_is_no_batch_is_named(given: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        collect_inputs(given, 8, "plan on")
+        collect_inputs(Net(), given, 8, "plan on")
     with pytest.raises(UserError):
         ranksearch.find_plan(Net().eval(), given, 1.3)
 
@@ -114,6 +114,13 @@ def test_the_predictions_are_found_in_any_answer(wrap: Callable[[Tensor], Any]) 
 def test_an_answer_without_predictions_is_named(wrap: Callable[[Tensor], Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         ranksearch.find_plan(Net(wrap).eval(), [IMAGES], 1.3)
+
+
+def test_a_batch_that_the_forward_does_not_take_is_named_with_the_remedy() -> None:
+    with pytest.raises(
+        UserError, match=r"cannot run on a dict with pixel_values on cpu \(.*\): fix either, or give call="
+    ):
+        ranksearch.find_plan(Net().eval(), [{"pixel_values": IMAGES}], 1.3)
 
 
 def test_maps_and_single_numbers_are_compared_by_squared_error() -> None:

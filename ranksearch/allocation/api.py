@@ -1,13 +1,14 @@
 """Find a closed-form plan for a model from unlabeled images, and apply a plan; needs no configuration or study."""
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ranksearch.allocation.closed_form import closed_form
 from ranksearch.allocation.decomposed_model import (
@@ -23,22 +24,49 @@ from ranksearch.allocation.decomposed_model import (
 )
 from ranksearch.allocation.effort import Level, effort_of
 from ranksearch.allocation.progress_bar import shown
-from ranksearch.batches import channels_last, collect_inputs, first_examples, require_running
+from ranksearch.batches import Call, Inputs, Predictions, channels_last, collect_inputs, first_examples
 from ranksearch.cost.base import NetworkCost
 from ranksearch.cost.macs import MacsCost
 from ranksearch.factorize.base import Decomposition
 from ranksearch.factorize.calibration import collect_statistics
+from ranksearch.factorize.exposure import exposed
 from ranksearch.factorize.sequential import scarce_layers
-from ranksearch.factorize.source_model import require_ready, untouched, unwrap
+from ranksearch.factorize.source_model import require_ready, untouched
 from ranksearch.factorize.surgery import factorized_like
 from ranksearch.factorize.trace import profile_layers
 from ranksearch.plan import RankPlan
+from ranksearch.predictions import require_running
 from ranksearch.progress import Tick
 from ranksearch.results.study_files import read_plan_file
 from ranksearch.search_space.constraint import Constraint
 from ranksearch.search_space.rules import SpaceSettings, build_space
 
+log = logging.getLogger(__name__)
+
 FEWEST_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Examples as they are given, and how the model runs on them; see `find_plan`."""
+
+    batches: Iterable[Any]
+    call: Call | None
+    predictions: Predictions | None
+
+    def prepare(self, model: nn.Module, fewest: int, purpose: str, most: int | None) -> tuple[list[Inputs], bool]:
+        """Read the examples, run the model on one, and choose the memory format that it is fastest on.
+
+        Returns:
+            The examples, and whether what the model returns for them can be compared.
+        """
+        inputs = collect_inputs(
+            model, self.batches, fewest, purpose, most, call=self.call, predictions=self.predictions
+        )
+        require_ready(model)
+        with untouched(model):
+            comparable = require_running(model, inputs[0][:1])
+            return channels_last(model, inputs), comparable
 
 
 @dataclass(frozen=True)
@@ -61,6 +89,8 @@ def compress(
     space: SpaceSettings | None = None,
     sequential_images: int | None = None,
     *,
+    call: Call | None = None,
+    predictions: Predictions | None = None,
     effort: Level = "default",
     progress: bool = True,
 ) -> Compressed:
@@ -72,6 +102,8 @@ def compress(
         speedup: minimum ratio of dense MACs to the plan's MACs.
         space: see `find_plan`.
         sequential_images: see `apply_plan`.
+        call: see `find_plan`.
+        predictions: see `find_plan`.
         effort: how much accuracy is traded for time; see `Effort`.
         progress: show a progress bar on a terminal, or log a line per stage elsewhere.
 
@@ -82,7 +114,8 @@ def compress(
         UserError: see `find_plan`.
     """
     with shown("compress", progress) as tick, without_gradients():
-        layers, budget = _decompose(model, batches, speedup, space, sequential_images, effort, tick)
+        examples = _Examples(batches, call, predictions)
+        layers, budget = _decompose(model, examples, speedup, space, sequential_images, effort, tick)
         [plan] = closed_form(layers, [budget], tick=tick)
         return Compressed(plan, layers.build(plan, tick=tick))
 
@@ -94,20 +127,27 @@ def find_plan(
     space: SpaceSettings | None = None,
     sequential_images: int | None = None,
     *,
+    call: Call | None = None,
+    predictions: Predictions | None = None,
     effort: Level = "default",
     progress: bool = True,
 ) -> RankPlan:
     """Find the closed-form plan for a speedup in MACs; `apply_plan` turns it into a network, `compress` does both.
 
     Args:
-        model: the trained network, in any mode; left unchanged. It maps `[B, C, H, W]` to logits `[B, num_classes]`,
-            or to any output that contains a tensor of floats.
-        batches: training images of equal size, `[B, C, H, W]` each, on the model's device, or tuples that begin with
-            them, as a `DataLoader` yields; a few hundred in total. A quarter is held out to compare plans on.
+        model: the trained network, in any mode; left unchanged.
+        batches: batches of examples, as a `DataLoader` yields them; read once, only as far as the effort needs. A few
+            hundred examples, of which a quarter is held out to compare plans on. Each batch is a tensor `[B, ...]`
+            (images, signals, token ids), a tuple that begins with one, a mapping, or a list of images of any size.
         speedup: minimum ratio of dense MACs to the plan's MACs.
         space: rules for the options of each layer; None leaves stem and classifier dense, as `conf/space/default.yaml`.
         sequential_images: see `apply_plan`; only the effort ``"thorough"`` compares plans by networks that are solved
             in turn.
+        call: runs the model on a batch, ``call(model, batch)``. By default it is given the tensor, or of a tuple or
+            mapping what its forward takes but labels; see `read_batch`.
+        predictions: returns what plans are compared by, `[B, ...]`, from what the model returns: logits `[B, C]` by
+            their divergence, anything else by its squared error. By default the first tensor of floats, see
+            `extract_predictions`; plans of detectors, which return a dict per image, are not compared.
         effort: how much accuracy is traded for time; see `Effort`.
         progress: show a progress bar on a terminal, or log a line per stage elsewhere.
 
@@ -116,7 +156,8 @@ def find_plan(
             is unknown, or the model cannot be copied or run layer by layer.
     """
     with shown("find_plan", progress) as tick, without_gradients():
-        layers, budget = _decompose(model, batches, speedup, space, sequential_images, effort, tick)
+        examples = _Examples(batches, call, predictions)
+        layers, budget = _decompose(model, examples, speedup, space, sequential_images, effort, tick)
         return closed_form(layers, [budget], tick=tick)[0]
 
 
@@ -126,6 +167,8 @@ def apply_plan(
     batches: Iterable[Any],
     sequential_images: int | None = None,
     *,
+    call: Call | None = None,
+    predictions: Predictions | None = None,
     effort: Level = "default",
     progress: bool = True,
 ) -> nn.Module:
@@ -134,11 +177,13 @@ def apply_plan(
     Args:
         plan: the plan, or the output folder of a search.
         model: a trained model of the architecture that the plan was made for, in any mode; left unchanged.
-        batches: calibration images of equal size, `[B, C, H, W]` each, on the model's device, or tuples that begin with
-            them; a few hundred in total. Of 32 or more, a quarter is held out to decide how BatchNorm is adapted.
+        batches: calibration examples, see `find_plan`; a few hundred. Of 32 or more, a quarter is held out to decide
+            how BatchNorm is adapted.
         sequential_images: maximum number of images for sequential factorization, where each layer is solved on the
             outputs of the factorized layers before it; fewer if feature maps are large; 0 solves layers independently;
             None leaves it to the effort.
+        call: see `find_plan`.
+        predictions: see `find_plan`.
         effort: how much accuracy is traded for time; see `Effort`.
         progress: show a progress bar on a terminal, or log a line per stage elsewhere.
 
@@ -152,18 +197,19 @@ def apply_plan(
     """
     if not isinstance(plan, RankPlan):
         plan = RankPlan.from_json(read_plan_file(Path(plan))["layers"])
-    level, model = effort_of(effort), unwrap(model)
+    level, model = effort_of(effort), exposed(model, plan.layers)
     factorized_like(model, plan)  # fails early if the plan does not fit, before any image is read
     with shown("apply_plan", progress) as tick, without_gradients():
-        comparison, calibration = hold_out(_prepared(model, batches, 1, "solve on", level.images))
+        inputs, comparable = _Examples(batches, call, predictions).prepare(model, 1, "solve on", level.images)
+        comparison, calibration = hold_out(inputs) if comparable else ([], inputs)
         most = level.sequential_images if sequential_images is None else sequential_images
         solving = SolvingImages.from_batches(model, calibration, plan.layers, most)
-        decisive = first_examples(comparison, deciding(len(solving.images), sum(map(len, calibration))))
+        decisive = first_examples(comparison, deciding(len(solving.batch), sum(map(len, calibration))))
         reference = DenseReference.from_model(model, calibration, decisive)
         decompositions = _OnDemand(model, plan, calibration)
         alone = list(plan.layers)
         if solving.layers:
-            alone = scarce_layers(model, calibration[0][:1], plan.layers, len(solving.images))
+            alone = scarce_layers(model, calibration[0][:1], plan.layers, len(solving.batch))
         if alone:  # else only the images that layers are solved on need to pass
             passed = counted(solving.pass_over(calibration), sum(map(len, calibration)), tick)
             decompositions.collect(alone, passed)
@@ -179,7 +225,7 @@ def without_gradients() -> Iterator[None]:
 
 def _decompose(
     model: nn.Module,
-    batches: Iterable[Any],
+    examples: _Examples,
     speedup: float,
     space: SpaceSettings | None,
     sequential_images: int | None,
@@ -187,13 +233,17 @@ def _decompose(
     tick: Tick,
 ) -> tuple[DecomposedModel, int]:
     """Return a decomposed model, and the budget of a speedup in its space; see `find_plan`."""
-    level, model = effort_of(effort), unwrap(model)
-    inputs = _prepared(model, batches, FEWEST_IMAGES, "plan on", level.images)
+    level, model = effort_of(effort), exposed(model)
+    inputs, comparable = examples.prepare(model, FEWEST_IMAGES, "plan on", level.images)
+    if not comparable:
+        level = replace(level, compare="no")
+        log.info(
+            "the model returns one dict per example: plans are not compared on examples, unless predictions= is given"
+        )
     comparison, calibration = ([], inputs) if level.compare == "no" else hold_out(inputs, FEWEST_IMAGES)
     example = inputs[0][:1]
     profile = profile_layers(model, example)
-    dense = MacsCost().network(model, example.shape[1:])
-    cost = NetworkCost(MacsCost(), dense, {spec.name: spec for spec in profile.layers})
+    cost = NetworkCost(MacsCost(), profile.macs, {spec.name: spec for spec in profile.layers})
     searched = build_space(space or SpaceSettings(), profile, cost)
     budget = Constraint(speedup).budget(searched)
     restricted = searched.restricted(level.schemes)
@@ -204,29 +254,20 @@ def _decompose(
     return layers, budget
 
 
-def _prepared(model: nn.Module, batches: Iterable[Any], fewest: int, purpose: str, most: int | None) -> list[Tensor]:
-    """Return the inputs of batches in the memory format that the model is fastest on, after it has run on one."""
-    inputs = first_examples(collect_inputs(batches, fewest, purpose), most)
-    require_ready(model)
-    with untouched(model):
-        require_running(model, inputs[0][:1])
-        return channels_last(model, inputs)
-
-
 class _OnDemand(Mapping[str, Mapping[str, Decomposition]]):
     """Decompositions of a plan's layers for their inputs in the dense network, of those that are asked for.
 
     Args:
         model: the dense network.
         plan: its layers and their schemes.
-        batches: calibration images, `[B, ...]` each.
+        batches: calibration examples.
     """
 
-    def __init__(self, model: nn.Module, plan: RankPlan, batches: Sequence[Tensor]) -> None:
+    def __init__(self, model: nn.Module, plan: RankPlan, batches: Sequence[Inputs]) -> None:
         self.model, self.plan, self.batches = model, plan, batches
         self.made: dict[str, Mapping[str, Decomposition]] = {}
 
-    def collect(self, names: Collection[str], passed: Iterable[Tensor]) -> None:
+    def collect(self, names: Collection[str], passed: Iterable[Inputs]) -> None:
         """Decompose some layers of the plan, in one pass over the calibration images."""
         schemes = {self.plan.layers[name].scheme for name in names}
         examples = sum(map(len, self.batches))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.allocation.effort import EFFORTS, Effort
-from ranksearch.batches import divergence, first_examples, predict
+from ranksearch.batches import Inputs, first_examples, join
 from ranksearch.device import trim_heap
 from ranksearch.errors import DataError
 from ranksearch.factorize.base import Decomposition
@@ -31,6 +31,7 @@ from ranksearch.factorize.source_model import untouched
 from ranksearch.factorize.statistics import LayerStatistics
 from ranksearch.factorize.surgery import Solved, factorize_model, factorize_roughly, require_called
 from ranksearch.plan import RankPlan
+from ranksearch.predictions import divergence, predict
 from ranksearch.progress import Tick, unseen
 from ranksearch.search_space.space import Errors, SearchSpace
 
@@ -54,25 +55,25 @@ class DenseReference:
     """The dense network's predictions and normalization statistics, computed once for all plans.
 
     Attributes:
-        calibration: inputs that layers are decomposed on, `[B, ...]` each.
+        calibration: examples that layers are decomposed on.
         stored: running statistics of the dense network, by the name of the normalization layer.
-        comparison: held-out inputs that plans are compared on, `[B, ...]` each.
+        comparison: held-out examples that plans are compared on.
         predictions: the dense network's predictions for `comparison`, `[N, ...]`; see `batches.predict`.
     """
 
-    calibration: tuple[Tensor, ...]
+    calibration: tuple[Inputs, ...]
     stored: Mapping[str, NormStatistics]
-    comparison: tuple[Tensor, ...]
+    comparison: tuple[Inputs, ...]
     predictions: Tensor
 
     @staticmethod
-    def from_model(model: nn.Module, calibration: Sequence[Tensor], comparison: Sequence[Tensor]) -> DenseReference:
+    def from_model(model: nn.Module, calibration: Sequence[Inputs], comparison: Sequence[Inputs]) -> DenseReference:
         """Compute the reference of a dense network.
 
         Args:
             model: the dense network; left unchanged.
-            calibration: calibration inputs, `[B, ...]` each.
-            comparison: held-out inputs, `[B, ...]` each; may be empty.
+            calibration: calibration examples.
+            comparison: held-out examples; may be empty.
         """
         with untouched(model):
             predictions = predict(model, comparison) if comparison else torch.zeros(0)
@@ -100,7 +101,7 @@ class DenseReference:
     def move(self, network: nn.Module, activations: DenseActivations) -> None:
         """Correct the BatchNorm statistics of a network in place for the change of their inputs; see `move_in_turn`."""
         if self.stored:
-            move_in_turn(network.eval(), self.stored, activations.norms, activations.images)
+            move_in_turn(network.eval(), self.stored, activations.norms, activations.batch)
 
     def adapt(self, network: nn.Module, activations: DenseActivations) -> None:
         """Adapt the BatchNorm statistics of a factorized network in place; see `adapt_batchnorm`.
@@ -111,14 +112,14 @@ class DenseReference:
         """
         if not self.stored:
             return
-        most = deciding(len(activations.images), sum(map(len, self.calibration)))
+        most = deciding(len(activations.batch), sum(map(len, self.calibration)))
         decisive = first_examples(self.comparison, most)
         dense = self.predictions[: sum(map(len, decisive))]
 
         def diverge(factorized: nn.Module) -> float:
             return divergence(predict(factorized.eval(), decisive), dense)
 
-        batches = torch.split(activations.images, max(2, *map(len, self.calibration)))
+        batches = activations.batch.split(max(2, *map(len, self.calibration)))
         adapt_batchnorm(network, self.stored, batches, diverge if decisive else None)
 
 
@@ -138,12 +139,12 @@ class SolvingImages:
 
     Attributes:
         model: the dense network.
-        images: one batch of inputs, `[B, ...]`.
+        batch: the examples, as one batch.
         layers: names of the layers that plans may factorize; without any, layers are not solved in turn.
     """
 
     model: nn.Module
-    images: Tensor
+    batch: Inputs
     layers: tuple[str, ...]
 
     @cached_property
@@ -152,40 +153,39 @@ class SolvingImages:
 
     def activations(self, count: int | None = None) -> DenseActivations:
         """Return the dense network's activations for the first images, or all."""
-        count = min(len(self.images), count or len(self.images))
+        count = min(len(self.batch), count or len(self.batch))
         if count not in self._recorded:
-            self._recorded[count] = record_activations(self.model, self.images[:count], self.layers)
+            self._recorded[count] = record_activations(self.model, self.batch[:count], self.layers)
         return self._recorded[count]
 
-    def pass_over(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield all images for one pass of the dense network, which records its activations for these, the first.
+    def pass_over(self, batches: Sequence[Inputs]) -> Iterator[Inputs]:
+        """Yield all examples for one pass of the dense network, which records its activations for these, the first.
 
         Args:
-            batches: the batches that these images are the first of.
+            batches: the batches that these examples are the first of.
         """
         with recording(self.model, self.layers) as recorded:
-            yield self.images
-        self._recorded[len(self.images)] = recorded(self.images)
-        rest = torch.cat(list(batches))[len(self.images) :]
-        yield from torch.split(rest, max(map(len, batches))) if len(rest) else ()
+            yield self.batch
+        self._recorded[len(self.batch)] = recorded(self.batch)
+        yield from join(batches)[len(self.batch) :].split(max(map(len, batches)))
 
     @staticmethod
     def from_batches(
-        model: nn.Module, batches: Sequence[Tensor], layers: Iterable[str], sequential_images: int
+        model: nn.Module, batches: Sequence[Inputs], layers: Iterable[str], sequential_images: int
     ) -> SolvingImages:
-        """Return the first images as one batch, fewer if their maps are large.
+        """Return the first examples as one batch, fewer if their maps are large.
 
         Args:
             model: the dense network.
-            batches: calibration images, `[B, ...]` each.
+            batches: calibration examples.
             layers: names of the layers that plans may factorize.
             sequential_images: maximum number of images to solve layers in turn on; 0 for none.
         """
         affordable = affordable_images(model, batches[0][:1])
         count = min(sequential_images, affordable)
         if count > 1:
-            return SolvingImages(model, torch.cat(first_examples(batches, count)), tuple(layers))
-        return SolvingImages(model, torch.cat(first_examples(batches, max(2, min(MOVED_ON, affordable)))), ())
+            return SolvingImages(model, join(first_examples(batches, count)), tuple(layers))
+        return SolvingImages(model, join(first_examples(batches, max(2, min(MOVED_ON, affordable)))), ())
 
 
 @dataclass(frozen=True)
@@ -219,13 +219,13 @@ class DecomposedModel:
     effort: Effort
 
     @property
-    def calibration(self) -> tuple[Tensor, ...]:
-        """Inputs that layers are decomposed on, `[B, ...]` each."""
+    def calibration(self) -> tuple[Inputs, ...]:
+        """Examples that layers are decomposed on."""
         return self.reference.calibration
 
     @property
-    def comparison(self) -> tuple[Tensor, ...]:
-        """Held-out inputs that plans are compared on, `[B, ...]` each."""
+    def comparison(self) -> tuple[Inputs, ...]:
+        """Held-out examples that plans are compared on."""
         return self.reference.comparison
 
     def weighted(self, weights: Weights) -> Self:
@@ -249,16 +249,34 @@ class DecomposedModel:
         layers = self.model, plan, self.decompositions, self.reference, activations
         return build_network(*layers, self.sensitivities, tick=tick)
 
+    @property
+    def affords_solving(self) -> bool:
+        """Whether layers are solved in turn, and maps are so small that this takes little more than a sketch."""
+        return bool(self.solving.layers) and len(self.solving.batch) >= min(COMPARED_ON, self.examples)
+
+    @property
+    def examples(self) -> int:
+        """Number of calibration examples."""
+        return sum(map(len, self.calibration))
+
+    def solve(self, plan: RankPlan, solved: Solved, images: int | None = None) -> nn.Module:
+        """Build a plan's network with layers solved in turn, to compare it with others.
+
+        Args:
+            plan: scheme and latent size of each factorized layer.
+            solved: factors of other plans; extended by those of this one.
+            images: maximum number of images to solve on; None for all available.
+        """
+        layers = self.model, plan, self.decompositions, self.reference, self.solving.activations(images)
+        return solve_network(*layers, self.sensitivities, solved)
+
     def sketch(self, plan: RankPlan, solved: Solved) -> nn.Module:
-        """Build a plan's network to compare it with others, as quickly as the effort asks for.
+        """Build a plan's network to compare it with others, with layers solved independently and roughly.
 
         Args:
             plan: scheme and latent size of each factorized layer.
             solved: factors of other plans; extended by those of this one.
         """
-        if self.effort.compare == "in turn":
-            layers = self.model, plan, self.decompositions, self.reference, self.solving.activations()
-            return solve_network(*layers, self.sensitivities, solved)
         network = factorize_roughly(self.model, plan, self.decompositions, solved)
         self.reference.require_called(network, plan, self.model)
         self.reference.move(network, self.comparing.activations())
@@ -343,17 +361,16 @@ def solve_network(
     return network.eval()
 
 
-def hold_out(batches: Sequence[Tensor], fewest: int = FEWEST_TO_DECIDE) -> tuple[list[Tensor], list[Tensor]]:
-    """Split images into a held-out quarter and the rest, as batches.
+def hold_out(batches: Sequence[Inputs], fewest: int = FEWEST_TO_DECIDE) -> tuple[list[Inputs], list[Inputs]]:
+    """Split examples into a held-out quarter and the rest, as batches.
 
     Args:
-        batches: batches of images of equal size, `[B, ...]` each.
-        fewest: minimum number of images in total; below it, none are held out.
+        batches: batches of examples of equal shape.
+        fewest: minimum number of examples in total; below it, none are held out.
     """
-    images, size = torch.cat(list(batches)), max(2, *map(len, batches))
-    kept = len(images) // 4 if len(images) >= fewest else 0
-    comparison = list(torch.split(images[:kept], size)) if kept else []
-    return comparison, list(torch.split(images[kept:], size))
+    whole, size = join(batches), max(2, *map(len, batches))
+    kept = len(whole) // 4 if len(whole) >= fewest else 0
+    return whole[:kept].split(size), whole[kept:].split(size)
 
 
 def decompose_layer(
@@ -378,7 +395,7 @@ def decompose_layer(
         raise DataError(f"'{name}' cannot be decomposed, {error}") from None
 
 
-def counted(batches: Iterable[Tensor], examples: int, tick: Tick) -> Iterator[Tensor]:
+def counted(batches: Iterable[Inputs], examples: int, tick: Tick) -> Iterator[Inputs]:
     """Yield batches, and report how many of all examples have been read."""
     tick("statistics", done := 0, examples)
     for batch in batches:
@@ -390,8 +407,8 @@ def counted(batches: Iterable[Tensor], examples: int, tick: Tick) -> Iterator[Te
 def decompose_model(
     model: nn.Module,
     space: SearchSpace,
-    images: Sequence[Tensor],
-    comparison: Sequence[Tensor],
+    batches: Sequence[Inputs],
+    comparison: Sequence[Inputs],
     *,
     sequential_images: int,
     sensitivities: Mapping[str, Tensor] | None = None,
@@ -404,8 +421,8 @@ def decompose_model(
     Args:
         model: the trained dense network, in eval mode.
         space: the search space.
-        images: calibration images, `[B, C, H, W]` each, on the model's device.
-        comparison: held-out images to compare closed-form plans on.
+        batches: calibration examples.
+        comparison: held-out examples to compare closed-form plans on.
         sequential_images: maximum number of images for sequential factorization; 0 for none.
         sensitivities: layer name -> sensitivity that output errors are weighted by; None for uniform weights.
         seed: random seed.
@@ -414,11 +431,11 @@ def decompose_model(
     """
     start = time.perf_counter()
     names, sensitivities = [layer.spec.name for layer in space.layers], sensitivities or {}
-    solving = SolvingImages.from_batches(model, images, names, sequential_images)
-    count = COMPARED_ON if len(solving.images) >= COMPARED_ON else min(FEW_LARGE, len(solving.images))
-    comparing = SolvingImages(model, torch.cat(first_examples(images, count)), ())
-    passed = comparing.pass_over(images) if comparison else images
-    examples = sum(map(len, images))
+    solving = SolvingImages.from_batches(model, batches, names, sequential_images)
+    count = COMPARED_ON if len(solving.batch) >= COMPARED_ON else min(FEW_LARGE, len(solving.batch))
+    comparing = SolvingImages(model, join(first_examples(batches, count)), ())
+    passed = comparing.pass_over(batches) if comparison else batches
+    examples = sum(map(len, batches))
     statistics = collect_statistics(model, counted(passed, examples, tick), names, space.schemes, examples=examples)
     decompositions, errors = {}, {}
     tick("error curves", 0, len(names))
@@ -431,15 +448,15 @@ def decompose_model(
         for decomposition in by_scheme.values():
             decomposition.forget()
         tick("error curves", done, len(names))
-    counts, seconds = (sum(map(len, decompositions.values())), sum(map(len, images))), time.perf_counter() - start
-    log.info("calibration: %d layers, %d decompositions, from %d images in %.1f s", len(names), *counts, seconds)
+    made, seconds = sum(map(len, decompositions.values())), time.perf_counter() - start
+    log.info("calibration: %d layers, %d decompositions, from %d images in %.1f s", len(names), made, examples, seconds)
     return DecomposedModel(
         model=model,
         space=space,
         decompositions=decompositions,
         errors=errors,
         weighted_errors=errors,
-        reference=DenseReference.from_model(model, images, comparison),
+        reference=DenseReference.from_model(model, batches, comparison),
         solving=solving,
         comparing=comparing,
         sensitivities=sensitivities,

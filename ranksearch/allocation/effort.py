@@ -17,7 +17,7 @@ class Effort:
     """What finding and applying a plan computes; docs/models.md has its time, docs/method.md its accuracy.
 
     Attributes:
-        images: maximum number of images; None for all that are given.
+        images: maximum number of examples that are read.
         schemes: schemes to consider.
         sequential_images: maximum number of images for sequential factorization.
         compare: whether a few plans are compared on held-out images: not at all, by networks whose layers are solved
@@ -25,7 +25,7 @@ class Effort:
         whole: whether the errors of wide layers are computed at all ranks and on both halves of the examples.
     """
 
-    images: int | None
+    images: int
     schemes: Collection[str]
     sequential_images: int
     compare: Literal["no", "roughly", "in turn"]
@@ -34,8 +34,8 @@ class Effort:
 
 EFFORTS: dict[str, Effort] = {
     "fast": Effort(64, ("full", "vertical"), 64, "no", whole=False),
-    "default": Effort(None, SCHEMES, 256, "roughly", whole=False),
-    "thorough": Effort(None, SCHEMES, 512, "in turn", whole=True),
+    "default": Effort(1024, SCHEMES, 256, "roughly", whole=False),
+    "thorough": Effort(4096, SCHEMES, 512, "in turn", whole=True),
 }
 
 

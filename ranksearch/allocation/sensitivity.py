@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ranksearch.allocation.decomposed_model import COMPARED_ON, DecomposedModel, Proxy, Weights
-from ranksearch.batches import divergence, predict
 from ranksearch.errors import SettingError
-from ranksearch.factorize.calibration import collect_outputs, collect_sensitivities
+from ranksearch.factorize.calibration import collect_outputs
+from ranksearch.factorize.fisher import collect_sensitivities
 from ranksearch.plan import LayerChoice, RankPlan
+from ranksearch.predictions import divergence, predict
 
 Key = TypeVar("Key")
 # Lowest weight, as a share of the largest: no layer is taken to be insensitive.

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ranksearch.batches import Call, read_batch
 from ranksearch.factorize.trace import dry_run, meta_example
 from ranksearch.plan import LayerSpec
 
@@ -29,20 +31,27 @@ class MacsCost:
         return spec.macs_at(rank, scheme)
 
 
-def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
+def count_macs(model: nn.Module, example: Any, *, call: Call | None = None) -> int:
     """Count the multiply-accumulates of one example; see `dry_run`.
 
     Args:
         model: network to count; left unchanged.
-        input_shape: shape of one example, `[C, H, W]`.
+        example: batch of examples, see `read_batch`, over which they are averaged; or the shape of one, `[C, H, W]`.
+        call: runs the model on the batch.
     """
+    batch = meta_example(model, (1, *example)) if _is_shape(example) else example
+    inputs = read_batch(model, batch, call)
 
     def count(_: nn.Module, run: Callable[[], None]) -> int:
         with FlopCounterMode(display=False) as counter:
             run()
         return int(counter.get_total_flops()) // 2
 
-    return dry_run(model, meta_example(model, (1, *input_shape)), count)
+    return dry_run(model, inputs, count) // max(1, len(inputs))
+
+
+def _is_shape(example: Any) -> bool:
+    return isinstance(example, Sequence) and all(isinstance(size, int) for size in example)
 
 
 def count_params(model: nn.Module) -> int:

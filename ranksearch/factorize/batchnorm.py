@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ranksearch.batches import iterate_inputs
+from ranksearch.batches import Call, read_batch, read_batches
 from ranksearch.errors import DataError
 from ranksearch.factorize.source_model import hooked, unwrap
 
@@ -69,28 +70,29 @@ def set_statistics(norm: _BatchNorm, statistics: NormStatistics) -> None:
 
 
 @torch.no_grad()
-def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any], *, call: Call | None = None) -> None:
     """Re-estimate every BatchNorm's running statistics, in place, as plain averages over the batches.
 
     Affine weights and all other modules stay as they are.
 
     Args:
         model: the network, in any mode; only its BatchNorm layers run in training mode.
-        batches: inputs, `[B, ...]`, or tuples that begin with them, on the model's device; without any, nothing
-            changes. Batches of a single example are skipped if there are larger ones.
+        batches: batches of examples, see `read_batch`; without any, nothing changes. Batches of a single example are
+            skipped if there are larger ones.
+        call: runs the model on a batch.
 
     Raises:
         DataError: there are only batches of one example, and a norm needs two.
     """
     model = unwrap(model)
-    given = list(iterate_inputs(batches))
+    given = list(read_batches(model, batches, call))
     usable = [batch for batch in given if len(batch) > 1] or given
     if not usable:
         return
     with evaluating(model), estimating(norms_of(model).values()):
         for batch in usable:
             try:
-                model(batch)
+                batch.run(model)
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
                     raise
@@ -124,7 +126,7 @@ def mixed(one: NormStatistics, other: NormStatistics, share: float) -> NormStati
 
 @torch.no_grad()
 def move_in_turn(
-    network: nn.Module, stored: Mapping[str, NormStatistics], inputs: Mapping[str, NormStatistics], images: Tensor
+    network: nn.Module, stored: Mapping[str, NormStatistics], inputs: Mapping[str, NormStatistics], batch: Any
 ) -> set[str]:
     """Correct every norm's statistics in one pass, in place, each with the norms before it already corrected.
 
@@ -132,7 +134,7 @@ def move_in_turn(
         network: the factorized network, in eval mode.
         stored: statistics of the dense network, by name.
         inputs: moments of the dense network's norm inputs, see `record_activations`; other norms keep `stored`.
-        images: the batch of inputs that these moments were measured on.
+        batch: the examples that these moments were measured on; see `read_batch`.
 
     Returns:
         Names of the norms whose inputs have changed.
@@ -150,7 +152,7 @@ def move_in_turn(
     for name, norm in norms.items():
         set_statistics(norm, stored[name])
     with hooked(handles):
-        network(images)
+        read_batch(network, batch).run(network)
     return changed
 
 
@@ -158,7 +160,7 @@ def move_in_turn(
 def adapt_batchnorm(
     network: nn.Module,
     stored: Mapping[str, NormStatistics],
-    batches: Iterable[Tensor],
+    batches: Iterable[Any],
     divergence: Callable[[nn.Module], float] | None = None,
 ) -> float | None:
     """Choose a factorized network's BatchNorm statistics: corrected for the change of the inputs, or re-estimated.
@@ -167,7 +169,7 @@ def adapt_batchnorm(
         network: the factorized network, its norms corrected by `move_in_turn` or `factorize_sequentially`; changed in
             place and left in eval mode.
         stored: running statistics of the dense network, by name; see `statistics_of_norms`.
-        batches: inputs for plain re-estimation, `[B, ...]` each.
+        batches: batches of examples for plain re-estimation; see `read_batch`.
         divergence: divergence of a network from the dense one on held-out images. It selects among statistics that
             depart from the stored ones step by step: `STORED`, `CORRECTED`, `MIXED`, `PLAIN`. None selects `CORRECTED`.
 

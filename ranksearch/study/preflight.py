@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ranksearch.batches import predict
 from ranksearch.errors import UserError, first_line, shorten
 from ranksearch.factorize.source_model import clone
 from ranksearch.factorize.surgery import factorized_like, require_called
 from ranksearch.formats.serialization import load, save_network
 from ranksearch.plan import RankPlan
+from ranksearch.predictions import predict
 from ranksearch.tensor_files import checksum
 
 

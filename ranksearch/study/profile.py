@@ -8,11 +8,11 @@ from typing import Any
 
 from ranksearch.allocation.closed_form import closed_form_budgets, total_error
 from ranksearch.allocation.lagrangian import allocate
-from ranksearch.batches import predict
 from ranksearch.cost.base import NetworkCost
 from ranksearch.cost.latency import Latency, LatencyTable
 from ranksearch.files import write_csv
 from ranksearch.plan import DENSE, SCHEMES, LayerSpec, RankPlan
+from ranksearch.predictions import predict
 from ranksearch.search_space.space import Errors, SearchSpace
 from ranksearch.study.context import SearchContext, SearchInputs
 
@@ -203,7 +203,7 @@ def describe_choices(space: SearchSpace) -> list[str]:
         highs = ", ".join(f"{scheme} up to {high}" for scheme, high in layer.highs.items())
         dense = ", or dense" if layer.dense else ""
         searched.append(f"{layer.spec.name}: {highs}; from {layer.low} in steps of {layer.step}{dense}")
-    return searched + [f"{name}: dense ({reason})" for name, reason in space.left.items()]
+    return searched + [f"{name}: dense, {layer}" for name, layer in space.left.items()]
 
 
 def write_profile(folder: Path, profile: Profile) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 import ranksearch
 from ranksearch.allocation.decomposed_model import decompose_model, hold_out
 from ranksearch.allocation.lagrangian import allocate
+from ranksearch.batches import join
 from ranksearch.data.loaders import batches, draw, endless_batches
 from ranksearch.data.splits import Splits
 from ranksearch.errors import PlanError
@@ -27,7 +28,7 @@ from ranksearch.training.recipe import Recipe
 def test_on_the_same_weights_and_images_it_is_what_a_trial_builds(context: SearchContext) -> None:
     plan = allocate(context.space, context.errors, context.space.cost.dense // 3)
     comparison, calibration = hold_out(context.calibration)
-    assert len(torch.cat(comparison)) * 3 == len(torch.cat(calibration))
+    assert len(join(comparison)) * 3 == len(join(calibration))
     trials = decompose_model(context.model, context.space, calibration, comparison, sequential_images=256)
     ours, theirs = ranksearch.apply_plan(plan, context.model, context.calibration), trials.build(plan)
     for name, value in theirs.state_dict().items():

@@ -10,9 +10,9 @@ from spaces import COST, space
 from torch import nn
 from torch.nn import functional as F
 
-from ranksearch.allocation.closed_form import SUBSETS, choose, closed_form, propose, total_error
-from ranksearch.batches import divergence, predict
+from ranksearch.allocation.closed_form import EXPONENTS, SOLVED_ON, SUBSETS, choose, closed_form, propose, total_error
 from ranksearch.plan import LayerChoice, RankPlan
+from ranksearch.predictions import divergence, predict
 from ranksearch.study.context import SearchContext
 
 
@@ -29,7 +29,7 @@ def test_proposals_fit_the_budget_and_each_is_made_once(share: float, decay: flo
     cheapest = COST.total(here.cheapest)
     budget = cheapest + int(share * (COST.dense - cheapest))
     plans = propose(here, errors, budget)
-    assert 1 <= len(plans) == len(set(plans)) <= 2 * len(SUBSETS)
+    assert 1 <= len(plans) == len(set(plans)) <= len(EXPONENTS) * len(SUBSETS)
     assert all(COST.total(plan) <= budget for plan in plans)
     assert all(layer.allows(here.values(plan)) for plan in plans for layer in here.layers)
 
@@ -92,7 +92,7 @@ def test_no_proposal_is_better_than_the_closed_form(context: SearchContext) -> N
     budget = int(context.space.cost.dense / 4)
 
     def harm(plan: RankPlan) -> float:
-        network = context.sketch(plan, {})
+        network = context.solve(plan, {}, SOLVED_ON)
         error = sum(context.errors[name][choice.scheme][choice.latent_size] for name, choice in plan)
         return error * divergence(*(predict(model, context.comparison) for model in (network, context.model)))
 
@@ -100,11 +100,12 @@ def test_no_proposal_is_better_than_the_closed_form(context: SearchContext) -> N
     proposals = propose(context.space, context.errors, budget)
     assert chosen in proposals
     assert len(proposals) > 2
+    assert context.affords_solving
     assert harm(chosen) == min(map(harm, proposals))
 
 
 def test_plans_are_compared_on_images_that_were_not_calibrated_with(context: SearchContext) -> None:
-    seen = {image.numpy().tobytes() for batch in context.calibration for image in batch}
-    compared = [image.numpy().tobytes() for batch in context.comparison for image in batch]
+    seen = {image.numpy().tobytes() for batch in context.calibration for image in batch.value}
+    compared = [image.numpy().tobytes() for batch in context.comparison for image in batch.value]
     assert len(compared) > 200
     assert sum(image in seen for image in compared) == 0

@@ -42,7 +42,7 @@ def test_statistics_are_computed_once(context: SearchContext, monkeypatch: pytes
 def test_every_effort_reaches_the_speedup(effort: str, context: SearchContext) -> None:
     model, batches = context.model, context.calibration
     both = ranksearch.compress(model, batches, 2, effort=effort)  # type: ignore[arg-type]  # a str
-    shape = tuple(batches[0].shape[1:])
+    shape = tuple(batches[0].value.shape[1:])
     assert count_macs(model, shape) >= 2 * count_macs(both.network, shape)
     assert {choice.scheme for _, choice in both.plan} <= set(EFFORTS[effort].schemes)
 

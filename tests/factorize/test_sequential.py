@@ -13,7 +13,7 @@ from strategies import convolutions
 from torch import Tensor, nn
 
 from ranksearch.allocation.lagrangian import allocate
-from ranksearch.batches import divergence, predict
+from ranksearch.batches import join
 from ranksearch.factorize import (
     factorize_model,
     factorize_sequentially,
@@ -22,8 +22,9 @@ from ranksearch.factorize import (
     record_activations,
 )
 from ranksearch.factorize.batchnorm import norms_of
-from ranksearch.factorize.functional import truncation_error
+from ranksearch.factorize.solution import truncation_error
 from ranksearch.plan import LayerChoice, RankPlan
+from ranksearch.predictions import divergence, predict
 from ranksearch.study.context import SearchContext
 
 
@@ -46,7 +47,7 @@ def test_a_layer_makes_good_what_the_layers_before_it_lost(name: str) -> None:
 @pytest.mark.parametrize("speedup", [3, 5, 8])
 def test_a_trained_network_comes_nearer_to_its_dense_one(context: SearchContext, speedup: float) -> None:
     plan = allocate(context.space, context.errors, int(context.space.cost.dense / speedup))
-    images = torch.cat(context.calibration)
+    images = join(context.calibration).value
     networks = (
         factorize_model(context.model, plan, context.decompositions),
         factorize_sequentially(context.model, plan, context.decompositions, images),
