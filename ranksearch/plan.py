@@ -195,20 +195,39 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class SkippedLayer:
+    """A layer that stays dense.
+
+    Attributes:
+        reason: why it does.
+        share: its share of the network's MACs.
+    """
+
+    reason: str
+    share: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.share:.1%} of the MACs)"
+
+
+@dataclass(frozen=True)
 class LayerProfile:
     """The layers of a model that can be factorized, and those that cannot.
 
     Attributes:
         layers: shapes of the layers that can be factorized, in the order of their first calls.
-        skipped: name -> reason, for every other convolution and linear layer.
+        skipped: name -> reason and share, for every other module that holds a matrix or kernel and runs, and for
+            every other convolution and linear layer.
         stem: name of the first convolution that is called, even if it cannot be factorized; None if there is none.
         classifier: name of the linear layer whose first call is last; None if there is none.
+        macs: multiply-accumulates of the network for one example.
     """
 
     layers: tuple[LayerSpec, ...]
-    skipped: Mapping[str, str] = field(hash=False)
+    skipped: Mapping[str, SkippedLayer] = field(hash=False)
     stem: str | None
     classifier: str | None
+    macs: int = 0
 
 
 @dataclass(frozen=True)

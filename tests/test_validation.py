@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ranksearch import LayerChoice, LayerSpec, RankPlan
 from ranksearch.errors import DamagedError, SettingError, shorten
 from ranksearch.factorize import LayerProfile
-from ranksearch.plan import SCHEMES
+from ranksearch.plan import SCHEMES, SkippedLayer
 from ranksearch.results.trials import Evaluation
 from ranksearch.search_space.rules import Rule, SpaceSettings
 from ranksearch.training.recipe import Recipe
@@ -120,7 +120,7 @@ def test_plans_are_kept_and_copied_whole(plan: RankPlan) -> None:
     [
         LayerChoice(3, "vertical"),
         LayerSpec("a", "conv2d", 4, 4, 9, (3, 3), 1, {"full": 9}),
-        LayerProfile((LayerSpec("a", "linear", 4, 4, 1),), {"b": "reason"}, None, "a"),
+        LayerProfile((LayerSpec("a", "linear", 4, 4, 1),), {"b": SkippedLayer("reason")}, None, "a"),
         Evaluation(0.5, 1.0),
     ],
 )

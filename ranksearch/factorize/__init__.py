@@ -7,9 +7,10 @@ from ranksearch.factorize.batchnorm import (
     recalibrate_batchnorm,
     statistics_of_norms,
 )
-from ranksearch.factorize.calibration import collect_outputs, collect_sensitivities, collect_statistics
+from ranksearch.factorize.calibration import collect_outputs, collect_statistics
 from ranksearch.factorize.decomposition import decompose, decompose_schemes
-from ranksearch.factorize.functional import LowRankSolution, factorize_conv2d, factorize_matrix
+from ranksearch.factorize.fisher import collect_sensitivities
+from ranksearch.factorize.functional import factorize_conv2d, factorize_matrix
 from ranksearch.factorize.layers.base import factorizing_could_speedup
 from ranksearch.factorize.layers.conv import FactorizedConv2d
 from ranksearch.factorize.layers.linear import FactorizedLinear
@@ -20,6 +21,7 @@ from ranksearch.factorize.sequential import (
     factorize_sequentially,
     record_activations,
 )
+from ranksearch.factorize.solution import LowRankSolution
 from ranksearch.factorize.source_model import clone, require_ready, untouched, unwrap
 from ranksearch.factorize.statistics import LayerStatistics, Moments
 from ranksearch.factorize.surgery import factorize_model, factorized_like, require_called

@@ -27,7 +27,7 @@ from ranksearch.factorize.statistics import at_all_rows
 TURNS = 2
 # Refined factors are combinations of this many times their rank, at least.
 ROWS_TO_COMBINE = 2
-FEWEST_ROWS_TO_COMBINE = 64
+FEWEST_ROWS_TO_COMBINE = 96
 # Larger systems are solved in the dtype of their moments: they come from whitened values, and are well conditioned.
 LARGEST_IN_FLOAT64 = 512
 # Ridge that is always added to the patch covariance: well above the rounding of float32 sums, too small to matter.

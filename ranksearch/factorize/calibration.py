@@ -1,4 +1,4 @@
-"""Layer statistics from a few batches: moments of inputs and outputs, and of the gradients of the loss."""
+"""Layer statistics from a few batches: moments of inputs and outputs."""
 
 from collections.abc import Collection, Iterable
 from functools import partial
@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ranksearch.batches import extract_predictions, iterate_inputs
+from ranksearch.batches import Call, Inputs, read_batches
 from ranksearch.errors import PlanError
+from ranksearch.factorize.exposure import exposed
 from ranksearch.factorize.patch_moments import LARGEST_TO_UNFOLD, PatchMoments, Taps, at_least_float32, in_float64
-from ranksearch.factorize.source_model import hooked, untouched, unwrap
+from ranksearch.factorize.source_model import hooked, untouched
 from ranksearch.factorize.statistics import Layer, LayerStatistics, Moments, groups_of
 from ranksearch.factorize.thinning import Thinning, as_rows
 from ranksearch.plan import SCHEMES, check_scheme
@@ -110,7 +110,12 @@ class _Observer:
         return LayerStatistics(self.side, (self.halves[0], self.halves[1]))
 
 
-def _layer(model: nn.Module, name: str) -> Layer:
+def layer_of(model: nn.Module, name: str) -> Layer:
+    """Return a layer by its name.
+
+    Raises:
+        PlanError: the model lacks it, or it is neither a convolution nor a linear layer.
+    """
     try:
         module = model.get_submodule(name)
     except AttributeError:
@@ -123,20 +128,22 @@ def _layer(model: nn.Module, name: str) -> Layer:
 @torch.no_grad()
 def collect_statistics(
     model: nn.Module,
-    batches: Iterable[Tensor],
+    batches: Iterable[Any],
     layers: Iterable[str],
     schemes: Collection[str] = SCHEMES,
     *,
     examples: int | None = None,
+    call: Call | None = None,
 ) -> dict[str, LayerStatistics]:
     """Accumulate the moments of the named layers' values in one pass; the model is left unchanged.
 
     Args:
         model: the network, in any mode; it runs in eval mode.
-        batches: inputs, `[B, ...]`, on the model's device.
+        batches: batches of examples; see `read_batch`.
         layers: dotted names of convolutions and linear layers.
         schemes: schemes that the layers will be decomposed by; the full one alone takes less time and memory.
         examples: number of examples of all batches, which are then read one by one; None counts them first.
+        call: runs the model on a batch; see `read_batch`.
 
     Returns:
         The statistics of every layer that ran, from all examples; where there are more than 16,384 rows and more than
@@ -145,13 +152,14 @@ def collect_statistics(
         most 256, else the products listed in `PatchMoments`, mostly in float32. Patches of up to 256 entries are
         unfolded a few maps at a time, in 32 MiB or the size of one map's patches.
     """
-    model = unwrap(model)
+    layers = list(layers)
+    model = exposed(model, layers)
     split = {check_scheme(scheme) for scheme in schemes} != {"full"}
-    inputs: Iterable[Tensor] = iterate_inputs(batches)
+    inputs: Iterable[Inputs] = read_batches(model, batches, call)
     if examples is None:
         inputs = list(inputs)
         examples = sum(map(len, inputs))
-    observers = {name: _Observer(_layer(model, name), split) for name in layers}
+    observers = {name: _Observer(layer_of(model, name), split) for name in layers}
     handles = [  # prepended, to run before hooks that change the output
         model.get_submodule(name).register_forward_hook(observer, with_kwargs=True, prepend=True)
         for name, observer in observers.items()
@@ -160,31 +168,32 @@ def collect_statistics(
         for batch in inputs:
             for observer in observers.values():
                 observer.share = max(1, len(batch)) / max(1, examples)
-            model(batch)
+            batch.run(model)
     return {name: observer.result() for name, observer in observers.items() if observer.calls}
 
 
 @torch.no_grad()
-def collect_outputs(model: nn.Module, batches: Iterable[Tensor], layers: Iterable[str]) -> dict[str, Moments]:
+def collect_outputs(model: nn.Module, batches: Iterable[Any], layers: Iterable[str]) -> dict[str, Moments]:
     """Accumulate the moments of the named layers' outputs in one pass; the model is left unchanged.
 
     Args:
         model: the network, in any mode; it runs in eval mode.
-        batches: inputs, `[B, ...]`, on the model's device.
+        batches: batches of examples; see `read_batch`.
         layers: dotted names of convolutions and linear layers.
 
     Returns:
         Layer name -> moments of its outputs, `[groups, out / groups]`, for every layer that ran.
     """
-    model, moments = unwrap(model), dict[str, Moments]()
+    layers = list(layers)
+    model, moments = exposed(model, layers), dict[str, Moments]()
 
     def observe(name: str, layer: Layer, _: object, output: Tensor) -> None:
         moments[name] = moments.get(name, NOTHING) + _moments(as_rows(output, layer), groups_of(layer))
 
-    handles = [_layer(model, name).register_forward_hook(partial(observe, name), prepend=True) for name in layers]
+    handles = [layer_of(model, name).register_forward_hook(partial(observe, name), prepend=True) for name in layers]
     with hooked(handles), untouched(model):
-        for batch in iterate_inputs(batches):
-            model(batch)
+        for batch in read_batches(model, batches):
+            batch.run(model)
     return moments
 
 
@@ -200,46 +209,3 @@ def observe_inputs(layer: Layer, parts: Iterable[Tensor], thinning: Thinning) ->
     for part in parts:
         observer._add(0, part)
     return observer.result()
-
-
-def collect_sensitivities(
-    model: nn.Module, batches: Iterable[Tensor], layers: Iterable[str], seed: int = 0
-) -> dict[str, Tensor]:
-    """Accumulate the second moment of the loss's gradient at the named layers' outputs.
-
-    Labels of the cross-entropy loss are sampled from the model's own predictions, so the expected increase of the loss
-    is quadratic in a small output error (the Fisher information; Martens, 2020).
-
-    Args:
-        model: network that maps `[B, ...]` to logits `[B, classes]`; it runs in eval mode and is left unchanged.
-        batches: inputs, on the model's device.
-        layers: dotted names of convolutions and linear layers.
-        seed: seed of the labels.
-
-    Returns:
-        Layer name -> sensitivity, `[groups, out / groups, out / groups]`, float64, for `decompose`.
-    """
-    model, sums = unwrap(model), dict[str, Tensor]()
-    rows = dict.fromkeys(layers, 0)
-
-    def observe(name: str, layer: Layer, _: object, output: Tensor) -> None:
-        def take(gradient: Tensor) -> None:
-            flat = as_rows(gradient.detach(), layer)
-            grouped = flat.reshape(len(flat), groups_of(layer), -1).transpose(0, 1).float()
-            rows[name] += len(flat)
-            sums[name] = sums.get(name, torch.zeros(())) + (grouped.mT @ grouped).cpu().double()
-
-        if output.requires_grad:
-            output.register_hook(take)  # type: ignore[no-untyped-call]  # as torch declares it
-
-    handles = [_layer(model, name).register_forward_hook(partial(observe, name)) for name in rows]
-    generator = torch.Generator().manual_seed(seed)
-    with hooked(handles), untouched(model), torch.enable_grad():
-        for parameter in model.parameters():
-            parameter.grad = None
-            parameter.requires_grad_(True)
-        for batch in iterate_inputs(batches):
-            logits = extract_predictions(model(batch))
-            labels = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
-            F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()  # type: ignore[no-untyped-call]  # as torch declares it
-    return {name: total / rows[name] for name, total in sums.items()}

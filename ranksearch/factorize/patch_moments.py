@@ -91,7 +91,10 @@ class Taps:
     def from_layer(layer: nn.Conv2d) -> Taps:
         """Return the geometry of a convolution."""
         kernel, stride, dilation = ((pair[0], pair[1]) for pair in (layer.kernel_size, layer.stride, layer.dilation))
-        if layer.padding == "same":
+        paddings = getattr(layer, "paddings", None)  # of a PaddedConv2d, for sizes that the strides divide
+        if paddings is not None:
+            padding = (*paddings[0][0], *paddings[1][0])
+        elif layer.padding == "same":
             rows, columns = (space * (size - 1) for space, size in zip(dilation, kernel, strict=True))
             padding = (rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
         else:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ranksearch.errors import DataError
 from ranksearch.factorize.als import (
+    FEWEST_ROWS_TO_COMBINE,
     LEAST_RIDGE,
     AlternatingLeastSquares,
     Fold,
@@ -152,10 +153,14 @@ class PatchProblem:
         whole = self.all_ranks or self.weight.shape[2] <= LARGEST_TO_SOLVE_WHOLE
         return self.limits[scheme] if whole else max(1, round(SHARE_TO_SOLVE * self.limits[scheme]))
 
+    def most_rows(self, scheme: str, limit: int) -> int:
+        """Return how many first factors are used at most: those of all ranks up to a limit, more of small layers."""
+        return min(self.orders[scheme].shape[1], max(limit, FEWEST_ROWS_TO_COMBINE))
+
     def folds(self, scheme: str) -> list[PatchFold]:
         """Return the folds, each with one half of the examples held out; a single fold for large patches."""
         if scheme not in self._folds:
-            folds = self._split(scheme, self.solved_rank(scheme))
+            folds = self._split(scheme, self.most_rows(scheme, self.solved_rank(scheme)))
             self._folds.clear()  # those of a single scheme are large enough
             self._folds[scheme] = folds
             first = folds[0]
@@ -186,8 +191,8 @@ class PatchProblem:
         """
         if rough and scheme in self._solvers and self._solvers[scheme][0].shape[1] >= rank:
             return self._solvers[scheme]
-        ranks = min(self.limits[scheme], rows_to_combine(rank))
-        rows, _, problem = self.latent(self.whole, scheme, min(self.orders[scheme].shape[1], max(ranks, rank)))
+        ranks = max(rank, min(self.most_rows(scheme, self.limits[scheme]), rows_to_combine(rank)))
+        rows, _, problem = self.latent(self.whole, scheme, min(self.orders[scheme].shape[1], ranks))
         return rows, problem
 
     def latent(self, moments: SecondMoments, scheme: str, ranks: int) -> tuple[Tensor, Tensor, AlternatingLeastSquares]:
@@ -275,7 +280,7 @@ class SeparableDecomposition:
         problems = [fold.problem.ridged(ridge) for fold in folds]
         nested = torch.zeros(max_rank + 1, dtype=torch.float64)
         for fold, ridged in zip(folds, problems, strict=True):
-            errors = ridged.nested_errors(fold.held_out)
+            errors = ridged.leading(solved_rank).nested_errors(fold.held_out.leading(solved_rank))
             missed = fold.missed[solved_rank : max_rank + 1].cpu() / fold.missed[solved_rank].cpu().clamp_min(1e-300)
             nested += torch.cat([errors, errors[-1] * missed[1:]]) / len(folds)
         log_nested, ranks = nested.clamp_min(LEAST_ERROR).log(), torch.arange(max_rank + 1)
@@ -283,10 +288,13 @@ class SeparableDecomposition:
         if max_rank > FEW_RANKS:
             shares = SHARES_TO_REFINE if solved_rank == max_rank else SHARES_OF_LARGE
             nodes = sorted({max(1, round(max_rank * share)) for share in shares})
+        more_rows = problem.most_rows(self.scheme, max_rank) > max_rank
+        if more_rows and solved_rank == max_rank and nodes[-1] < max_rank:
+            nodes.append(max_rank)
         refined = [cross_validated_error(folds, problems, rank, problem.weight.shape[2]) for rank in nodes]
         ratios = torch.tensor(refined, dtype=torch.float64).clamp_min(LEAST_ERROR).log() - log_nested[nodes]
         at = torch.tensor(nodes).double()
-        if max_rank > FEW_RANKS and solved_rank == max_rank:
+        if max_rank > FEW_RANKS and solved_rank == max_rank and not more_rows:
             # Refinement still gains just below the largest rank, but there it has no other rows to combine.
             near = torch.full((1,), 0.9 * max_rank, dtype=torch.float64)
             ratios = torch.cat([ratios, _interpolated(near.log(), at.log(), ratios), torch.zeros(1)])

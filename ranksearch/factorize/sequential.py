@@ -22,6 +22,7 @@ from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from ranksearch.batches import Inputs, read_batch
 from ranksearch.factorize.als import solve_symmetric
 from ranksearch.factorize.base import Factors, grouped_weight
 from ranksearch.factorize.batchnorm import (
@@ -35,6 +36,7 @@ from ranksearch.factorize.batchnorm import (
 )
 from ranksearch.factorize.calibration import observe_inputs
 from ranksearch.factorize.decomposition import decompose
+from ranksearch.factorize.exposure import exposed
 from ranksearch.factorize.latent_regression import regress_on_latent_values
 from ranksearch.factorize.layers.conv import FactorizedConv2d
 from ranksearch.factorize.layers.linear import FactorizedLinear
@@ -93,33 +95,35 @@ class DenseActivations:
     """What the dense network computes on the images that layers are solved on, recorded once for all plans.
 
     Attributes:
-        images: one batch of inputs, `[B, ...]`.
+        batch: the examples.
         layers: layer name -> recording.
         norms: name of a BatchNorm that is called once -> moments of its inputs.
     """
 
-    images: Tensor
+    batch: Inputs
     layers: Mapping[str, _Recording]
     norms: Mapping[str, NormStatistics]
 
 
 @torch.no_grad()
-def record_activations(model: nn.Module, images: Tensor, layers: Iterable[str]) -> DenseActivations:
+def record_activations(model: nn.Module, batch: Any, layers: Iterable[str]) -> DenseActivations:
     """Record what the dense network computes, in one pass over one batch; the model is left unchanged.
 
     Args:
         model: the dense network, in any mode; it runs in eval mode.
-        images: one batch of inputs on the model's device, `[B, ...]`.
+        batch: one batch of examples; see `read_batch`.
         layers: dotted names of the layers that plans may factorize.
     """
-    model = unwrap(model)
+    layers = list(layers)
+    model = exposed(model, layers)
+    batch = read_batch(model, batch)
     with untouched(model), recording(model, layers) as recorded:
-        model(images)
-    return recorded(images)
+        batch.run(model)
+    return recorded(batch)
 
 
 @contextmanager
-def recording(model: nn.Module, layers: Iterable[str]) -> Iterator[Callable[[Tensor], DenseActivations]]:
+def recording(model: nn.Module, layers: Iterable[str]) -> Iterator[Callable[[Inputs], DenseActivations]]:
     """Record what the dense network computes in the block, where it runs on one batch, in eval mode.
 
     Args:
@@ -135,9 +139,9 @@ def recording(model: nn.Module, layers: Iterable[str]) -> Iterator[Callable[[Ten
     def watch(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         moments.setdefault(name, []).append(norm_moments(args[0]))
 
-    def recorded(images: Tensor) -> DenseActivations:
+    def recorded(batch: Inputs) -> DenseActivations:
         once = {name: calls[0] for name, calls in moments.items() if len(calls) == 1}
-        return DenseActivations(images, recordings, once)
+        return DenseActivations(batch, recordings, once)
 
     handles = [
         model.get_submodule(name).register_forward_hook(recording, with_kwargs=True, prepend=True)
@@ -153,7 +157,7 @@ def factorize_sequentially(
     model: nn.Module,
     plan: RankPlan,
     decompositions: Decompositions,
-    images: Tensor | DenseActivations,
+    batch: Any,
     sensitivities: Mapping[str, Tensor] | None = None,
     solved: Solved | None = None,
     *,
@@ -168,21 +172,21 @@ def factorize_sequentially(
         plan: layers to factorize, with their schemes and latent sizes.
         decompositions: layer name -> scheme -> decomposition, of at least the plan's choices. Their factors are used
             for a layer that is not called exactly once, has fewer rows than outputs, hooks, or non-finite values.
-        images: one batch of inputs on the model's device, `[B, ...]`, or the dense network's activations for it; all
-            maps of a layer are held at once.
+        batch: one batch of examples, see `read_batch`, or the dense network's activations for it; all maps of a layer
+            are held at once.
         sensitivities: layer name -> sensitivity, see `decompose`.
         solved: factors of layers from plans that agree with this one in all layers up to them; it is extended.
         tick: is called for every layer that is solved.
 
     Returns:
         The factorized network, as from `factorize_model`. BatchNorm statistics are moved by the change of their inputs
-        on the images.
+        on the examples.
 
     Raises:
         PlanError: the plan does not fit the model, or a layer of it was not calibrated.
     """
-    model, network = unwrap(model), factorized_like(model, plan)
-    dense = record_activations(model, images, plan.layers) if isinstance(images, Tensor) else images
+    model, network = exposed(model, plan.layers), factorized_like(model, plan)
+    dense = batch if isinstance(batch, DenseActivations) else record_activations(model, batch, plan.layers)
     solved, so_far = {} if solved is None else solved, list[tuple[str, LayerChoice]]()
     norms = {name: norm for name, norm in norms_of(network).items() if name in dense.norms}
     # The pass may change state that the model keeps besides its weights: that of a copy around the same modules.
@@ -223,7 +227,7 @@ def factorize_sequentially(
     for name, norm in norms.items():
         handles.append(norm.register_forward_pre_hook(partial(_move, dense.norms[name], _norm(model, name))))
     with hooked(handles), evaluating(runner):
-        runner(dense.images)
+        dense.batch.run(runner)
     return network
 
 
@@ -334,37 +338,38 @@ def _move(before: NormStatistics, dense: _BatchNorm, twin: _BatchNorm, args: tup
 
 
 @torch.no_grad()
-def scarce_layers(model: nn.Module, image: Tensor, layers: Iterable[str], images: int) -> list[str]:
+def scarce_layers(model: nn.Module, example: Inputs, layers: Iterable[str], count: int) -> list[str]:
     """Return the names of the layers that have too few rows to be solved in turn.
 
     Args:
         model: the dense network.
-        image: one image, `[1, ...]`.
+        example: one example.
         layers: names of layers.
-        images: number of images to solve on.
+        count: number of examples to solve on.
     """
-    model, rows = unwrap(model), dict.fromkeys(layers, 0)
+    rows = dict.fromkeys(layers, 0)
+    model = exposed(model, rows)
 
     def see(name: str, layer: Layer, _: object, output: Tensor) -> None:
         rows[name] += output.numel() // len(layer.weight)
 
     handles = [model.get_submodule(name).register_forward_hook(partial(see, name)) for name in rows]
     with hooked(handles), untouched(model):
-        model(image)
-    return [name for name, count in rows.items() if not enough_rows(model.get_submodule(name), count * images)]
+        example.run(model)
+    return [name for name, each in rows.items() if not enough_rows(model.get_submodule(name), each * count)]
 
 
 @torch.no_grad()
-def affordable_images(model: nn.Module, image: Tensor) -> int:
+def affordable_images(model: nn.Module, example: Inputs) -> int:
     """Return the number of images for sequential factorization by the memory that they take.
 
     The largest map of all images takes at most 160 MB in float32, and the outputs of all layers 2 GB.
 
     Args:
         model: the network to factorize.
-        image: one image, `[1, ...]`.
+        example: one example.
     """
-    model, sizes, outputs = unwrap(model), [image.numel()], [1]
+    model, sizes, outputs = unwrap(model), [1, *(tensor.numel() for tensor in example.tensors)], [1]
 
     def see(module: nn.Module, __: object, output: object) -> None:
         if isinstance(output, Tensor):
@@ -373,5 +378,5 @@ def affordable_images(model: nn.Module, image: Tensor) -> int:
                 outputs.append(output.numel())
 
     with hooked([module.register_forward_hook(see) for module in model.modules()]), untouched(model):
-        model(image)
+        example.run(model)
     return min(NUMBERS_AT_ONCE // max(sizes), NUMBERS_STORED // sum(outputs))

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from ranksearch.factorize.layers.padded import NO_PADDING, AxisPadding, PaddedConv2d
 from ranksearch.factorize.statistics import Layer
 from ranksearch.plan import FIRST_AXES, LayerSpec
 
@@ -40,11 +41,28 @@ def describe(
 def settings_of(convolution: nn.Conv2d) -> dict[str, Any]:
     """Return the settings of a convolution other than its channels and weights."""
     names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    return {name: getattr(convolution, name) for name in names}
+    settings = {name: getattr(convolution, name) for name in names}
+    if paddings_of(convolution) is not None:
+        settings |= {"padding": (0, 0), "paddings": paddings_of(convolution)}
+    return settings
+
+
+def paddings_of(convolution: nn.Module) -> Sequence[AxisPadding] | None:
+    """Return the paddings of a convolution that `PaddedConv2d` stands for, factorized or not; None for any other."""
+    paddings: Sequence[AxisPadding] | None = getattr(convolution, "paddings", None)
+    return paddings
+
+
+def convolution(in_channels: int, out_channels: int, **settings: Any) -> nn.Conv2d:
+    """Return a convolution of given settings; see `settings_of`."""
+    if "paddings" not in settings:
+        return nn.Conv2d(in_channels, out_channels, **settings)
+    rest = {name: value for name, value in settings.items() if name not in ("padding", "padding_mode")}
+    return PaddedConv2d(in_channels, out_channels, **rest)
 
 
 # Settings of a factor along an axis that belongs to the other factor.
-NEUTRAL = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+NEUTRAL: Mapping[str, Any] = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
 
 
 def split_settings(settings: Mapping[str, Any], scheme: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -56,7 +74,7 @@ def split_settings(settings: Mapping[str, Any], scheme: str) -> tuple[dict[str, 
     factors = []
     for first in (True, False):
         owned = [rows_or_columns == first for rows_or_columns in FIRST_AXES[scheme]]
-        factor = {name: value for name, value in settings.items() if name not in (*NEUTRAL, "padding_mode")}
+        factor = {name: value for name, value in settings.items() if name not in (*NEUTRAL, "padding_mode", "paddings")}
         if not any(owned):
             factors.append({**factor, "kernel_size": 1})
             continue
@@ -65,6 +83,9 @@ def split_settings(settings: Mapping[str, Any], scheme: str) -> tuple[dict[str, 
                 value = settings[name]
                 whole = all(owned) or isinstance(value, str)
                 factor[name] = value if whole else _by_axis(value, owned, neutral)
+        if "paddings" in settings:
+            axes = zip(settings["paddings"], owned, strict=True)
+            factor["paddings"] = [padding if is_own else NO_PADDING for padding, is_own in axes]
         factors.append({**factor, **{name: settings[name] for name in ("padding_mode",) if name in settings}})
     return factors[0], factors[1]
 
@@ -80,4 +101,7 @@ def joined_settings(first: nn.Conv2d, second: nn.Conv2d, scheme: str) -> dict[st
     for name in NEUTRAL:
         values = [getattr(owner, name) for owner in owners]
         joined[name] = values[0] if isinstance(values[0], str) else (values[0][0], values[1][1])
+    paddings = [paddings_of(owner) for owner in owners]
+    if any(paddings):
+        joined["paddings"] = [axes[axis] if axes else NO_PADDING for axis, axes in enumerate(paddings)]
     return joined

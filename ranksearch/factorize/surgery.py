@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ranksearch.errors import PlanError, UserError
 from ranksearch.factorize.base import Decomposition, Factors
+from ranksearch.factorize.exposure import exposed, forget_originals, originals_of
 from ranksearch.factorize.layers.conv import FactorizedConv2d
 from ranksearch.factorize.layers.linear import FactorizedLinear
 from ranksearch.factorize.shapes import describe
@@ -27,6 +29,9 @@ HOOKS = (
     "_backward_pre_hooks",
 )
 
+# Attributes of exposed layers that are not copied: the factors have their own.
+KEPT_APART = ("paddings", "_original")
+
 # Layer name -> scheme -> decomposition.
 Decompositions = Mapping[str, Mapping[str, Decomposition]]
 
@@ -41,7 +46,7 @@ def _empty_twin(layer: Layer, choice: LayerChoice) -> FactorizedConv2d | Factori
         twin = FactorizedLinear._like(layer, choice.latent_size, choice.scheme)
         plain = nn.Linear(1, 1, device="meta")
     for name, value in vars(layer).items():  # user-defined attributes
-        if name not in vars(plain) and name not in vars(twin):
+        if name not in vars(plain) and name not in vars(twin) and name not in KEPT_APART:
             setattr(twin, name, copy.deepcopy(value))
     for name in HOOKS:
         getattr(twin, name).update(getattr(layer, name))
@@ -77,23 +82,25 @@ def factorized_like(model: nn.Module, plan: RankPlan) -> nn.Module:
     Raises:
         PlanError: the plan does not fit the model.
     """
-    model = unwrap(model)
-    require_ready(model)
+    require_ready(unwrap(model))
+    model = exposed(model, plan.layers)
     # The copy has the twin wherever the model has the layer: at the root, in containers, in several places.
-    memo: dict[int, object] = {}
+    memo = originals_of(model, plan.layers)
     for name, choice in plan:
         module = _layer_to_replace(model, name, choice)
         memo[id(module)] = _empty_twin(module, choice)
-    return clone(model, memo)
+    network = clone(model, memo)
+    forget_originals(network)
+    return network
 
 
-def require_called(network: nn.Module, plan: RankPlan, example: Tensor, source: nn.Module | None = None) -> None:
+def require_called(network: nn.Module, plan: RankPlan, example: Any, source: nn.Module | None = None) -> None:
     """Raise unless a network runs all its factorized layers, and no layer of its source; see `dry_run`.
 
     Args:
         network: network that was factorized by the plan; left unchanged.
         plan: the plan, all of whose layers run in the dense network.
-        example: a batch of inputs; only its shape and dtype matter.
+        example: a batch of examples; see `read_batch`.
         source: dense network, whose layers a copy may still call through a function that references them.
 
     Raises:
@@ -143,7 +150,7 @@ def factorize_model(model: nn.Module, plan: RankPlan, decompositions: Decomposit
     Raises:
         PlanError: the plan does not fit the model, or a layer of it was not calibrated.
     """
-    model, factorized = unwrap(model), factorized_like(model, plan)
+    model, factorized = exposed(model, plan.layers), factorized_like(model, plan)
     for name, choice in plan:
         set_factors(model.get_submodule(name), factorized.get_submodule(name), name, choice, decompositions)
     return factorized
@@ -163,7 +170,7 @@ def factorize_roughly(model: nn.Module, plan: RankPlan, decompositions: Decompos
         decompositions: layer name -> scheme -> decomposition, of at least the plan's choices; see `decompose_schemes`.
         solved: rough factors of layers, by their choice; it is extended.
     """
-    model, factorized = unwrap(model), factorized_like(model, plan)
+    model, factorized = exposed(model, plan.layers), factorized_like(model, plan)
     for name, choice in plan:
         layer, twin, key = model.get_submodule(name), factorized.get_submodule(name), ((name, choice),)
         assert isinstance(layer, nn.Conv2d | nn.Linear)

@@ -7,49 +7,56 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils.flop_counter import FlopCounterMode
 
+from ranksearch.batches import Call, read_batch
 from ranksearch.errors import DataError
+from ranksearch.factorize.exposure import PLAIN, exposed, without_fused_attention
 from ranksearch.factorize.layers.base import FactorizedLayer
+from ranksearch.factorize.layers.padded import PaddedConv2d
 from ranksearch.factorize.shapes import describe
 from ranksearch.factorize.source_model import clone, require_ready, unwrap
 from ranksearch.factorize.statistics import Layer
 from ranksearch.factorize.thinning import as_rows
-from ranksearch.plan import FIRST_AXES, LayerProfile
+from ranksearch.plan import FIRST_AXES, LayerProfile, SkippedLayer
 
 Seen = TypeVar("Seen")
 TOO_SMALL = "too small for any latent size to save MACs"
 
 
 @torch.no_grad()
-def dry_run(model: nn.Module, example: Tensor, watch: Callable[[nn.Module, Callable[[], None]], Seen]) -> Seen:
-    """Run a copy of the model, in eval mode, on an input of the example's shape.
+def dry_run(model: nn.Module, example: Any, watch: Callable[[nn.Module, Callable[[], None]], Seen]) -> Seen:
+    """Run a copy of the model, in eval mode, on an example.
 
     The copy is on the meta device, where nothing is computed. If its forward fails there, because it needs values or
-    tensors outside the model, a copy on the model's own device runs on zeros.
+    tensors outside the model, a copy runs on the model's own device: on the example's values, zeros if it has none.
 
     Args:
         model: the network; left unchanged.
-        example: batch of inputs; only its shape and dtype matter.
+        example: batch of examples; see `read_batch`.
         watch: function of the copy and of a callable that runs it; its result is returned.
     """
     model = unwrap(model)
     require_ready(model)
+    batch = read_batch(model, example)
 
     def watch_on(device: torch.device) -> Seen:
         ghost = clone(model).to(device).eval()
+        on_device = batch.map(
+            lambda tensor: tensor.to(device) if not tensor.is_meta else torch.zeros_like(tensor, device=device)
+        )
 
         def run() -> None:
             # Tensors created in forward, such as positions to embed, must be on the same device.
-            with device:
-                ghost(torch.zeros(example.shape, dtype=example.dtype, device=device))
+            with device, without_fused_attention():
+                on_device.run(ghost)
 
         return watch(ghost, run)
 
     try:
         return watch_on(torch.device("meta"))
     except Exception:  # a forward may fail in any way on tensors without values
-        parameter = next(model.parameters(), None)
-        return watch_on(example.device if parameter is None else parameter.device)
+        return watch_on(next((tensor.device for tensor in (*model.parameters(), *batch.tensors)), torch.device("cpu")))
 
 
 def meta_example(model: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -115,7 +122,7 @@ def _noting(shapes: list[torch.Size]) -> Callable[[Tensor, Tensor], None]:
 
 def reason_to_skip(module: nn.Module, positions: int) -> str | None:
     """Return the reason why a module with that many output positions cannot be factorized; None if it can."""
-    if isinstance(module, LazyModuleMixin) or type(module) not in (nn.Conv2d, nn.Linear):
+    if isinstance(module, LazyModuleMixin) or type(module) not in PLAIN:
         return f"{type(module).__name__} is not a plain Conv2d or Linear"
     assert isinstance(module, nn.Conv2d | nn.Linear)
     if any(callable(value) and hasattr(type(module), name) for name, value in vars(module).items()):
@@ -160,6 +167,9 @@ class _Run:
     rows: dict[str, int]  # layer name -> number of output rows
     latent_rows: dict[str, dict[str, int]]  # layer name -> scheme -> number of rows of the map between two factors
     read: set[str]  # names of the layers whose weights are read by other code
+    uneven: set[str]  # names of the layers that pad inputs of this size in another way
+    flops: dict[str, int]  # name of a module that holds a weight -> FLOPs, without those of such modules inside it
+    all_flops: int = 0
 
 
 def _layers(model: nn.Module) -> dict[str, Layer]:
@@ -171,13 +181,43 @@ def _layers(model: nn.Module) -> dict[str, Layer]:
     }
 
 
+def _meter(module: nn.Module, count: Callable[[int], None], counter: FlopCounterMode, inside: list[int]) -> None:
+    """Count the FLOPs of a module's calls, without those of metered modules inside it.
+
+    Args:
+        module: a module of a copied model; its forward is replaced on the instance.
+        count: is called with the FLOPs of each call.
+        counter: counts the FLOPs of the run.
+        inside: one number, the FLOPs of metered modules in the module that runs; shared by all.
+    """
+    forward = module.forward
+
+    def metered(*args: Any, **kwargs: Any) -> Any:
+        before, around = int(counter.get_total_flops()), inside[0]
+        inside[0] = 0
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            spent = int(counter.get_total_flops()) - before
+            count(spent - inside[0])
+            inside[0] = around + spent
+
+    module.forward = metered
+
+
+def _holds_matrix(module: nn.Module) -> bool:
+    return any(weight is not None and weight.squeeze().ndim > 1 for weight in module._parameters.values())
+
+
 def _watch_layers(ghost: nn.Module, run: Callable[[], None]) -> _Run:
-    seen = _Run({}, {}, set())
+    seen, inside = _Run({}, {}, set(), set(), {}), [0]
 
     def watch(name: str, layer: nn.Module) -> None:
         def count(input: Tensor, output: Tensor) -> None:
             rows = len(as_rows(output, layer))
             seen.rows[name] = seen.rows.get(name, 0) + rows
+            if isinstance(layer, PaddedConv2d) and not layer.pads_like(input.shape[-2:]):
+                seen.uneven.add(name)
             if isinstance(layer, nn.Conv2d):
                 between = seen.latent_rows.setdefault(name, dict.fromkeys(FIRST_AXES, 0))
                 maps = rows // (output.shape[-2] * output.shape[-1])
@@ -188,29 +228,44 @@ def _watch_layers(ghost: nn.Module, run: Callable[[], None]) -> _Run:
 
         watch_layer(layer, count, lambda: seen.read.add(name))
 
+    def meter(name: str, module: nn.Module) -> None:
+        def count(flops: int) -> None:
+            seen.flops[name] = seen.flops.get(name, 0) + flops
+
+        _meter(module, count, counter, inside)
+
+    counter = FlopCounterMode(display=False)
     for name, module in _layers(ghost).items():
         watch(name, module)
-    run()
+    for name, module in ghost.named_modules():
+        if _holds_matrix(module):
+            meter(name, module)
+    with counter:
+        run()
+    seen.all_flops = int(counter.get_total_flops())
     return seen
 
 
-def profile_layers(model: nn.Module, example: Tensor) -> LayerProfile:
+def profile_layers(model: nn.Module, example: Any, *, call: Call | None = None) -> LayerProfile:
     """Return the layers that can be factorized, with their shapes and positions, from a run of the model.
 
     Args:
         model: the dense network; left unchanged, as a copy is run, see `dry_run`.
-        example: one batch of inputs, `[B, ...]`, on any device; only its shape and dtype matter.
+        example: batch of examples, see `read_batch`.
+        call: runs the model on the batch.
 
     Raises:
         DataError: the batch is empty.
     """
-    model = unwrap(model)
+    model = exposed(model)
+    batch = read_batch(model, example, call)
     candidates = _layers(model)
-    seen = dry_run(model, example, _watch_layers)
+    seen = dry_run(model, batch, _watch_layers)
     bound = shared_layers(model) | dict.fromkeys(seen.read, "its weight is also read by code outside the layer")
-    if not len(example):
+    bound |= dict.fromkeys(seen.uneven, "its padding depends on the size of its input")
+    if not len(batch):
         raise DataError("the example batch is empty: give one input or more")
-    count, layers, skipped = len(example), {}, {}
+    count, layers, reasons = len(batch), {}, dict[str, str]()
     for name, module in candidates.items():
         positions = seen.rows.get(name, 0) // count
         reason = reason_to_skip(module, positions) or bound.get(name)
@@ -219,8 +274,15 @@ def profile_layers(model: nn.Module, example: Tensor) -> LayerProfile:
             layers[name] = describe(module, name, positions, between)
             reason = None if layers[name].schemes else TOO_SMALL  # strides and borders may enlarge the latent map
         if reason is not None:
-            skipped[name] = reason
+            reasons[name] = reason
     convolutions = [name for name in seen.rows if isinstance(candidates[name], nn.Conv2d)]
     linears = [name for name in seen.rows if isinstance(candidates[name], nn.Linear)]
-    usable = tuple(layers[name] for name in seen.rows if name not in skipped)
-    return LayerProfile(usable, skipped, next(iter(convolutions), None), next(reversed(linears), None))
+    for name in seen.flops:
+        if name not in candidates:
+            kind = type(model.get_submodule(name)).__name__
+            reasons[name] = f"{kind} is neither a convolution nor a linear layer"
+    usable = tuple(layers[name] for name in seen.rows if name not in reasons)
+    shares = {name: seen.flops.get(name, 0) / max(1, seen.all_flops) for name in reasons}
+    skipped = {name: SkippedLayer(reason, shares[name]) for name, reason in reasons.items()}
+    macs = seen.all_flops // 2 // count
+    return LayerProfile(usable, skipped, next(iter(convolutions), None), next(reversed(linears), None), macs)

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from ranksearch.search_space.space import SearchSpace
 
 
+# Smallest share of the MACs of a dense layer that is named where a speedup is out of reach.
+WORTH_NAMING = 0.05
+
+
 @dataclass
 class Constraint:
     """The speedup that every plan must reach.
@@ -34,6 +38,8 @@ class Constraint:
         budget = int(space.cost.dense / self.speedup)
         if space.cost.total(space.cheapest) > budget:
             highest = f"{int(space.highest_speedup * 100) / 100:g}, the highest that the space reaches"
-            advice = f"exceeds {highest}: lower it, or allow more layers or smaller latent sizes by space rules"
-            raise SettingError("speedup", f"{self.speedup:g}", advice)
+            dense = max(space.left.items(), key=lambda entry: entry[1].share, default=None)
+            largest = f" with '{dense[0]}' dense, {dense[1]}" if dense and dense[1].share > WORTH_NAMING else ""
+            advice = "lower it, or allow more layers or smaller latent sizes by space rules"
+            raise SettingError("speedup", f"{self.speedup:g}", f"exceeds {highest}{largest}: {advice}")
         return budget

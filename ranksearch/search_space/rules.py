@@ -7,7 +7,7 @@ from math import ceil, lcm
 
 from ranksearch.cost.base import NetworkCost
 from ranksearch.errors import SettingError, UserError
-from ranksearch.plan import SCHEMES, LayerProfile, LayerSpec, check_scheme, resolve_latent_size
+from ranksearch.plan import SCHEMES, LayerProfile, LayerSpec, SkippedLayer, check_scheme, resolve_latent_size
 from ranksearch.search_space.space import LayerSpace, SearchSpace
 
 
@@ -126,19 +126,24 @@ def build_space(settings: SpaceSettings, profile: LayerProfile, cost: NetworkCos
     if settings.classifier == "dense":
         kept.add(profile.classifier)
     searched, left = [], dict(profile.skipped)
+
+    def leave(spec: LayerSpec, reason: str) -> None:
+        left[spec.name] = SkippedLayer(reason, spec.dense_macs / profile.macs if profile.macs else 0.0)
+
     for spec in profile.layers:
         matching = next((rule for rule in settings.rules if fnmatchcase(spec.name, rule.match)), None)
         rule = matching or settings.default
         if matching is None and spec.name in kept:
-            left[spec.name] = f"space.{'stem' if spec.name == profile.stem else 'classifier'}=dense"
+            leave(spec, f"space.{'stem' if spec.name == profile.stem else 'classifier'}=dense")
         elif rule.keep is not None:
-            left[spec.name] = f"kept dense by the space rule '{rule.match}'"
+            leave(spec, f"kept dense by the space rule '{rule.match}'")
         elif (choices := _choices(spec, rule, settings.multiple_of, cost)) is not None:
             searched.append(choices)
         else:
-            left[spec.name] = f"no latent size saves {cost.scale.name}"
+            leave(spec, f"no latent size saves {cost.scale.name}")
     if not searched:
-        dense = f"the space keeps every layer dense ({'; '.join(dict.fromkeys(left.values()))})"
+        reasons = "; ".join(dict.fromkeys(layer.reason for layer in left.values()))
+        dense = f"the space keeps every layer dense ({reasons})"
         raise UserError(f"{dense}, so there is nothing to search: let a rule include some layers")
     return SearchSpace(tuple(searched), cost, left)
 
@@ -151,5 +156,5 @@ def _check_rule(rule: Rule, profile: LayerProfile) -> None:
         advice = f"use a glob that does, such as {', '.join(map(repr, close))}, in its rules" if close else "remove it"
         raise UserError(f"space rule '{rule.match}' matches no layer: {advice}")
     if rule.keep is None and all(name in profile.skipped for name in matched):
-        only = f"matches only layers that cannot be factorized ('{matched[0]}': {profile.skipped[matched[0]]})"
+        only = f"matches only layers that cannot be factorized ('{matched[0]}': {profile.skipped[matched[0]].reason})"
         raise UserError(f"space rule '{rule.match}' {only}: remove it, or give it keep: dense")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ranksearch.cost.base import NetworkCost
-from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
+from ranksearch.plan import LayerChoice, LayerSpec, RankPlan, SkippedLayer
 
 Value = int | str
 # Layer name -> scheme -> expected error at rank 0, 1, ...
@@ -99,12 +99,12 @@ class SearchSpace:
     Attributes:
         layers: choices of each searched layer.
         cost: cost of any plan of the network.
-        left: layer name -> reason, for convolutions and linear layers that stay dense.
+        left: layer name -> reason and share of the MACs, for layers that stay dense.
     """
 
     layers: tuple[LayerSpace, ...]
     cost: NetworkCost
-    left: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[str, SkippedLayer] = field(default_factory=dict)
 
     @property
     def schemes(self) -> set[str]:

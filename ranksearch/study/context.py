@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from ranksearch.allocation.decomposed_model import DecomposedModel, Proxy, decompose_model
+from ranksearch.batches import read_batch
 from ranksearch.cost.base import CostModel, MeasuredCost, NetworkCost
 from ranksearch.cost.macs import MacsCost, count_params
 from ranksearch.data.loaders import batches, draw, endless_batches
 from ranksearch.data.splits import Batch, Examples, Splits, length
 from ranksearch.errors import UserError, first_line
-from ranksearch.factorize.calibration import collect_sensitivities
-from ranksearch.factorize.trace import profile_layers
+from ranksearch.factorize.fisher import collect_sensitivities
+from ranksearch.factorize.trace import meta_example, profile_layers
 from ranksearch.progress import Tick, unseen
 from ranksearch.results.metadata import StudyMetadata
 from ranksearch.results.trials import Evaluation
@@ -154,7 +155,7 @@ def build_search_space(
     try:
         with torch.no_grad():
             output = model(torch.zeros(1, *shape, device=device))
-        profile = profile_layers(model, torch.empty(1, *shape))
+        profile = profile_layers(model, meta_example(model, (1, *shape)))
         macs = MacsCost().network(model, shape)
     except Exception as error:  # anything that a user's forward raises
         reason = f"{type(error).__name__}: {first_line(error)}"
@@ -168,10 +169,11 @@ def build_search_space(
     cost = NetworkCost(cost_model, dense, {spec.name: spec for spec in profile.layers})
     space = build_space(settings, profile, cost)
     log.info("space: %d layers searched, %d left dense", len(space.layers), len(space.left))
-    for reason in dict.fromkeys(space.left.values()):
-        names = [name for name, why in space.left.items() if why == reason]
+    for reason in dict.fromkeys(layer.reason for layer in space.left.values()):
+        names = [name for name, layer in space.left.items() if layer.reason == reason]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        log.info("space: '%s'%s left dense: %s", names[0], more, reason)
+        share = sum(space.left[name].share for name in names)
+        log.info("space: '%s'%s left dense, %.1f %% of the MACs: %s", names[0], more, 100 * share, reason)
     return space
 
 
@@ -188,16 +190,19 @@ def build_context(inputs: SearchInputs, settings: CalibrationSettings, *, tick: 
     torch.manual_seed(seed)  # of random augmentation
     held_out = min(settings.comparison_images, length(splits.train) // 4)
     drawn = draw(splits.train, settings.images + held_out, device, seed, splits.workers)
-    images, comparison = (torch.split(part, settings.batch_size) for part in (drawn[held_out:], drawn[:held_out]))
-    if len(images) > 1 and len(images[-1]) < settings.batch_size:
-        images = images[:-1]  # BatchNorm would weight a few images like a full batch, and cannot use a single one
+    images = read_batch(model, drawn)
+    calibration, comparison = (part.split(settings.batch_size) for part in (images[held_out:], images[:held_out]))
+    if len(calibration) > 1 and len(calibration[-1]) < settings.batch_size:
+        calibration = calibration[
+            :-1
+        ]  # BatchNorm would weight a few images like a full batch, and cannot use a single one
     names = [layer.spec.name for layer in inputs.space.layers]
-    sensitivities = collect_sensitivities(model, images, names, seed) if settings.loss_aware else None
+    sensitivities = collect_sensitivities(model, calibration, names, seed) if settings.loss_aware else None
     most = settings.sequential_images
     decomposed = decompose_model(
         model,
         inputs.space,
-        images,
+        calibration,
         comparison,
         sequential_images=most,
         sensitivities=sensitivities,

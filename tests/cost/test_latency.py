@@ -203,8 +203,8 @@ def test_a_layer_that_would_get_slower_stays_dense(more: int, spare: int) -> Non
         for choice in layer.choices:
             if choice is not None:
                 assert cost.model.at_rank(layer.spec, choice.latent_size, choice.scheme) < cost.model.dense(layer.spec)
-    for name, reason in space.left.items():
-        assert reason in ("space.stem=dense", "space.classifier=dense", "no latent size saves MACs")
+    for name, left in space.left.items():
+        assert left.reason in ("space.stem=dense", "space.classifier=dense", "no latent size saves MACs")
         assert name not in {layer.spec.name for layer in space.layers}
     errors = {
         layer.spec.name: {scheme: [1 / (1 + rank) for rank in range(high + 1)] for scheme, high in layer.highs.items()}

@@ -11,8 +11,8 @@ from ranksearch.data.builtin import digits
 from ranksearch.data.loaders import draw, endless_batches
 from ranksearch.data.splits import length
 from ranksearch.factorize import FactorizedConv2d, collect_statistics, decompose_schemes
-from ranksearch.factorize.functional import truncation_error
 from ranksearch.factorize.shapes import describe, settings_of
+from ranksearch.factorize.solution import truncation_error
 from ranksearch.training.loop import train
 from ranksearch.training.recipe import Recipe
 

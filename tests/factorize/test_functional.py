@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ranksearch.factorize import LowRankSolution, factorize_conv2d, factorize_matrix
-from ranksearch.factorize.functional import truncation_error
+from ranksearch.factorize.solution import truncation_error
 
 
 def predict(X: Tensor, solution: LowRankSolution) -> Tensor:

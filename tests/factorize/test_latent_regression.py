@@ -12,9 +12,9 @@ from strategies import PLANES, convolutions
 from torch import Tensor, nn
 
 from ranksearch.factorize import FactorizedConv2d, FactorizedLinear, collect_statistics, decompose
-from ranksearch.factorize.functional import truncation_error
 from ranksearch.factorize.latent_regression import regress_on_latent_values
 from ranksearch.factorize.shapes import describe, settings_of
+from ranksearch.factorize.solution import truncation_error
 from ranksearch.factorize.statistics import Layer
 from ranksearch.factorize.thinning import as_rows
 from ranksearch.plan import SCHEMES

@@ -23,8 +23,8 @@ from ranksearch.factorize import (
     factorized_like,
     factorizing_could_speedup,
 )
-from ranksearch.factorize.functional import truncation_error
 from ranksearch.factorize.shapes import describe, settings_of
+from ranksearch.factorize.solution import truncation_error
 from ranksearch.plan import SCHEMES, LayerChoice, LayerSpec, RankPlan
 
 sizes = st.integers(2, 24)

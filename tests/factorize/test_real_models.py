@@ -24,8 +24,8 @@ from ranksearch.factorize import (
     factorize_model,
     profile_layers,
 )
-from ranksearch.factorize.functional import truncation_error
 from ranksearch.factorize.pca import decompose_pca
+from ranksearch.factorize.solution import truncation_error
 from ranksearch.plan import LayerChoice, RankPlan
 
 NAMES = [
@@ -70,12 +70,22 @@ def some_layers(name: str) -> RankPlan:
 def test_every_layer_is_factorized_or_skipped_for_a_reason(name: str) -> None:
     profile = profiled(name)
     found = {name for name, module in built(name).named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
-    assert {spec.name for spec in profile.layers} | set(profile.skipped) == found
-    assert all(profile.skipped.values())
-    for layer, reason in profile.skipped.items():
+    assert {spec.name for spec in profile.layers} | set(profile.skipped) >= found
+    assert all(layer.reason for layer in profile.skipped.values())
+    for layer, left in profile.skipped.items():
         module = built(name).get_submodule(layer)
         if isinstance(module, nn.Conv2d) and 1 < module.groups < module.out_channels:
-            pytest.fail(f"grouped {layer} is skipped: {reason}")
+            pytest.fail(f"grouped {layer} is skipped: {left.reason}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shares_of_what_is_factorized_and_skipped_add_up(name: str) -> None:
+    profile = profiled(name)
+    reached = sum(spec.dense_macs for spec in profile.layers) / profile.macs
+    left = sum(layer.share for layer in profile.skipped.values())
+    # Products of two activations, as in attention, belong to no layer with weights.
+    assert 0.9 < reached + left < 1.0001
+    assert profile.macs == count_macs(built(name), SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -100,10 +110,10 @@ def test_a_plan_builds_a_network_that_runs_at_its_cost(name: str) -> None:
     assert replaced == set(layers)
 
 
-def test_an_attention_whose_weight_is_read_elsewhere_is_left_alone() -> None:
-    skipped = profiled("vit_b_16").skipped
-    assert all("out_proj" in name for name in skipped)
-    assert len(skipped) == 12
+def test_packed_attention_is_within_reach() -> None:
+    profile = profiled("vit_b_16")
+    assert sum("out_proj" in spec.name for spec in profile.layers) == 12
+    assert sum(spec.dense_macs for spec in profile.layers) / profile.macs > 0.95
 
 
 def small() -> tuple[nn.Module, torch.Tensor]:
@@ -180,22 +190,23 @@ def test_layers_that_are_not_plain_or_share_weights_are_named() -> None:
     class Special(nn.Linear):
         """Someone's own."""
 
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input).relu()
+
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.special = Special(16, 16)
-            self.normed = torch.nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
             with torch.no_grad():
                 self.pruned = torch.nn.utils.prune.l1_unstructured(nn.Linear(16, 16), "weight", 0.5)
             self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
             self.second.weight = self.first.weight
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.second(self.first(self.pruned(self.normed(self.special(x)))))
+            return self.second(self.first(self.pruned(self.special(x))))
 
     profile = profile_layers(Model(), torch.empty(2, 16))
     assert profile.layers == ()
-    assert "not a plain" in profile.skipped["special"]
-    assert "not a plain" in profile.skipped["normed"]
-    assert "computed by a hook" in profile.skipped["pruned"]
-    assert profile.skipped["first"] == "shares its weights with 'second'"
+    assert "not a plain" in profile.skipped["special"].reason
+    assert "computed by a hook" in profile.skipped["pruned"].reason
+    assert profile.skipped["first"].reason == "shares its weights with 'second'"

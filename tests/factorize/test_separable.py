@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ranksearch.errors import PlanError
 from ranksearch.factorize import FactorizedConv2d, collect_statistics, decompose, decompose_schemes
-from ranksearch.factorize.als import LEAST_RIDGE, AlternatingLeastSquares, cross_validated_error
-from ranksearch.factorize.functional import truncation_error
+from ranksearch.factorize.als import FEWEST_ROWS_TO_COMBINE, LEAST_RIDGE, AlternatingLeastSquares, cross_validated_error
 from ranksearch.factorize.separable import FEW_RANKS, SeparableDecomposition
 from ranksearch.factorize.shapes import describe, joined_settings, settings_of, split_settings
+from ranksearch.factorize.solution import truncation_error
 from ranksearch.plan import FIRST_AXES, SCHEMES
 
 SPLITS = SCHEMES[1:]
@@ -97,7 +97,8 @@ def test_the_error_of_the_quadratic_form_is_the_measured_error(layer: nn.Conv2d,
     statistics = collect_statistics(nn.Sequential(layer), [seen], ["0"])["0"]
     split = decompose(layer, statistics, scheme=scheme)
     assert isinstance(split, SeparableDecomposition)
-    problem = latent_problem(split, min(max(split.problem.limits[scheme], rank), split.problem.orders[scheme].shape[1]))
+    rows = max(split.problem.limits[scheme], rank, FEWEST_ROWS_TO_COMBINE)
+    problem = latent_problem(split, min(rows, split.problem.orders[scheme].shape[1]))
     error = problem.moments.error(*problem.ridged(split.ridge).solve(rank))
     with torch.no_grad():
         measured = truncation_error(layer(seen), joined(layer, split, rank * layer.groups, scheme)(seen), axis=1)

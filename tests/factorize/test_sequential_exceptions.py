@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ranksearch.errors import PlanError
 from ranksearch.factorize import decompose_schemes, factorize_model, factorize_sequentially
-from ranksearch.factorize.functional import truncation_error
+from ranksearch.factorize.solution import truncation_error
 from ranksearch.plan import LayerChoice, RankPlan
 
 

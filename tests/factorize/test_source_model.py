@@ -329,7 +329,7 @@ def test_what_was_done_to_a_layer_itself_stays_or_leaves_it_dense() -> None:
         (biased, "its bias is not a parameter but computed by a hook"),
         (owner, "it holds more than a weight and a bias"),
     ):
-        assert said in ranksearch.profile_layers(model, batches[0]).skipped["plain"]
+        assert said in ranksearch.profile_layers(model, batches[0]).skipped["plain"].reason
         with pytest.raises(UserError, match=said):
             ranksearch.apply_plan(PLAN, model, batches)
 

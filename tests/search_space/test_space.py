@@ -15,7 +15,7 @@ from ranksearch.cost.base import NetworkCost
 from ranksearch.cost.macs import MacsCost
 from ranksearch.errors import UserError
 from ranksearch.factorize import LayerProfile
-from ranksearch.plan import SCHEMES, LayerChoice, LayerSpec
+from ranksearch.plan import SCHEMES, LayerChoice, LayerSpec, SkippedLayer
 from ranksearch.samplers.base import distributions
 from ranksearch.search_space.constraint import Constraint
 from ranksearch.search_space.rules import Rule, SpaceSettings, build_space
@@ -79,7 +79,8 @@ def test_a_rule_may_keep_a_layer_dense_that_cannot_be_factorized() -> None:
 
 
 def test_the_stem_and_the_classifier_are_those_that_run_first_and_last() -> None:
-    profile = LayerProfile(SPECS, {"pixels": "too small", "out": "too small"}, stem="pixels", classifier="out")
+    too_small = SkippedLayer("too small")
+    profile = LayerProfile(SPECS, {"pixels": too_small, "out": too_small}, stem="pixels", classifier="out")
     layers = build_space(SpaceSettings(), profile, COST).layers
     assert [layer.spec.name for layer in layers] == [spec.name for spec in SPECS]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ranksearch.cost.base import NetworkCost
 from ranksearch.cost.macs import MacsCost
 from ranksearch.factorize import LayerProfile
-from ranksearch.plan import LayerSpec
+from ranksearch.plan import LayerSpec, SkippedLayer
 from ranksearch.search_space.rules import SpaceSettings, build_space
 from ranksearch.search_space.space import SearchSpace
 
@@ -17,7 +17,7 @@ SPECS = (
     LayerSpec("mlp.0", "linear", 64, 48, 1),
     LayerSpec("fc", "linear", 48, 10, 1),
 )
-PROFILE = LayerProfile(SPECS, {"grouped": "grouped convolution (4 groups)"}, stem="stem", classifier="fc")
+PROFILE = LayerProfile(SPECS, {"grouped": SkippedLayer("grouped convolution (4 groups)")}, stem="stem", classifier="fc")
 COST = NetworkCost(MacsCost(), sum(spec.dense_macs for spec in SPECS) + 1000, {spec.name: spec for spec in SPECS})
 
 

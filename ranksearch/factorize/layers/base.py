@@ -12,8 +12,8 @@ from ranksearch.errors import DataError, PlanError, first_line
 from ranksearch.factorize.base import Factors
 from ranksearch.factorize.calibration import collect_statistics
 from ranksearch.factorize.decomposition import decompose
-from ranksearch.factorize.functional import LowRankSolution, truncation_error
 from ranksearch.factorize.shapes import describe
+from ranksearch.factorize.solution import LowRankSolution, truncation_error
 from ranksearch.factorize.statistics import Layer, LayerStatistics
 from ranksearch.plan import FIRST_AXES, LayerSpec, check_scheme
 

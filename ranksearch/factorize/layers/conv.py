@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ranksearch.errors import PlanError
 from ranksearch.factorize.base import Factors
 from ranksearch.factorize.layers.base import FactorizedLayer
-from ranksearch.factorize.shapes import KernelSize, joined_settings, pair, settings_of, split_settings
+from ranksearch.factorize.shapes import KernelSize, convolution, joined_settings, pair, settings_of, split_settings
 from ranksearch.factorize.statistics import Layer, LayerStatistics
 from ranksearch.plan import LayerSpec
 
@@ -63,8 +63,8 @@ class FactorizedConv2d(FactorizedLayer, nn.Conv2d):  # type: ignore[override]  #
         bias = kwargs.pop("bias", True)
         first, second = split_settings({**kwargs, "kernel_size": kernel}, scheme)
         self.scheme = scheme
-        self.module0 = nn.Conv2d(in_channels, latent, bias=False, **first)
-        self.module1 = nn.Conv2d(latent, out_channels, bias=bias, **second)
+        self.module0 = convolution(in_channels, latent, bias=False, **first)
+        self.module1 = convolution(latent, out_channels, bias=bias, **second)
 
     # The interface of nn.Conv2d, with properties in place of the attributes that it declares.
     @property
@@ -187,7 +187,7 @@ class FactorizedConv2d(FactorizedLayer, nn.Conv2d):  # type: ignore[override]  #
         return joined_settings(self.module0, self.module1, self.scheme)
 
     def _dense_like(self) -> nn.Conv2d:
-        return nn.Conv2d(self.in_channels, self.out_channels, device="meta", **self._settings())
+        return convolution(self.in_channels, self.out_channels, device="meta", **self._settings())
 
     def _set_factors(self, factors: Factors) -> None:
         super()._set_factors(factors)
