@@ -6,9 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ranksearch.errors import PlanError, shorten
+from ranksearch.tables import as_html, as_rich, as_text, plan_rows, profile_rows
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # Scheme -> whether the first factor covers the kernel's rows, and whether it covers its columns; the second factor
 # covers the rest. Per-axis settings of the convolution (stride, padding, dilation) follow the axis.
@@ -229,6 +233,15 @@ class LayerProfile:
     classifier: str | None
     macs: int = 0
 
+    def __str__(self) -> str:
+        return as_text(profile_rows(self))
+
+    def __rich__(self) -> Table:
+        return as_rich(profile_rows(self))
+
+    def _repr_html_(self) -> str:
+        return as_html(profile_rows(self))
+
 
 @dataclass(frozen=True)
 class LayerChoice:
@@ -250,10 +263,48 @@ class LayerChoice:
 
 
 @dataclass(frozen=True)
+class LayerDetails:
+    """What a choice costs.
+
+    Attributes:
+        dense_macs: multiply-accumulates of the dense layer for one example.
+        macs: those of the factorized layer.
+        error: expected error, as a share of the output's variance.
+    """
+
+    dense_macs: int
+    macs: int
+    error: float
+
+
+@dataclass(frozen=True)
+class PlanDetails:
+    """What a plan costs.
+
+    Attributes:
+        layers: layer name -> what its choice costs.
+        dense_macs: multiply-accumulates of the dense network for one example.
+        macs: those of the plan's network.
+    """
+
+    layers: Mapping[str, LayerDetails]
+    dense_macs: int
+    macs: int
+
+
+@dataclass(frozen=True)
 class RankPlan:
-    """A mapping of layer names to schemes and latent sizes; layers that are not listed stay dense."""
+    """A mapping of layer names to schemes and latent sizes; layers that are not listed stay dense.
+
+    It prints as a table, and shows as one in a notebook.
+
+    Attributes:
+        layers: layer name -> scheme and latent size.
+        details: what the plan costs, of a plan that was made for a network; no part of what makes plans equal.
+    """
 
     layers: Mapping[str, LayerChoice] = field(default_factory=dict)
+    details: PlanDetails | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
@@ -261,8 +312,17 @@ class RankPlan:
     def __hash__(self) -> int:
         return hash(frozenset(self.layers.items()))
 
-    def __reduce__(self) -> tuple[type[RankPlan], tuple[dict[str, LayerChoice]]]:
-        return RankPlan, (dict(self.layers),)  # a mapping proxy can be neither pickled nor deep-copied
+    def __reduce__(self) -> tuple[type[RankPlan], tuple[dict[str, LayerChoice], PlanDetails | None]]:
+        return RankPlan, (dict(self.layers), self.details)  # a mapping proxy can be neither pickled nor deep-copied
+
+    def __str__(self) -> str:
+        return as_text(plan_rows(self))
+
+    def __rich__(self) -> Table:
+        return as_rich(plan_rows(self))
+
+    def _repr_html_(self) -> str:
+        return as_html(plan_rows(self))
 
     def __iter__(self) -> Iterator[tuple[str, LayerChoice]]:
         return iter(self.layers.items())

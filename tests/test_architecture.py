@@ -33,7 +33,7 @@ HOMES = {
     "plotly": {"report"},
     "optuna_dashboard": {"report"},
     "jinja2": {"report"},
-    "rich": {"allocation", "cli"},
+    "rich": {"allocation", "cli", "tables", "plan"},
     "sqlalchemy": {"storage"},
     "filelock": {"locks", "storage"},
     "onnxruntime": {"formats"},

@@ -30,11 +30,12 @@ from ranksearch.cost.macs import MacsCost
 from ranksearch.factorize.base import Decomposition
 from ranksearch.factorize.calibration import collect_statistics
 from ranksearch.factorize.exposure import exposed
+from ranksearch.factorize.names import fitted_plan
 from ranksearch.factorize.sequential import scarce_layers
-from ranksearch.factorize.source_model import require_ready, untouched
+from ranksearch.factorize.source_model import require_ready, untouched, unwrap
 from ranksearch.factorize.surgery import factorized_like
 from ranksearch.factorize.trace import profile_layers
-from ranksearch.plan import RankPlan
+from ranksearch.plan import LayerDetails, PlanDetails, RankPlan
 from ranksearch.predictions import require_running
 from ranksearch.progress import Tick
 from ranksearch.results.study_files import read_plan_file
@@ -117,7 +118,7 @@ def compress(
         examples = _Examples(batches, call, predictions)
         layers, budget = _decompose(model, examples, speedup, space, sequential_images, effort, tick)
         [plan] = closed_form(layers, [budget], tick=tick)
-        return Compressed(plan, layers.build(plan, tick=tick))
+        return Compressed(_detailed(plan, layers), layers.build(plan, tick=tick))
 
 
 def find_plan(
@@ -158,7 +159,7 @@ def find_plan(
     with shown("find_plan", progress) as tick, without_gradients():
         examples = _Examples(batches, call, predictions)
         layers, budget = _decompose(model, examples, speedup, space, sequential_images, effort, tick)
-        return closed_form(layers, [budget], tick=tick)[0]
+        return _detailed(closed_form(layers, [budget], tick=tick)[0], layers)
 
 
 def apply_plan(
@@ -176,7 +177,8 @@ def apply_plan(
 
     Args:
         plan: the plan, or the output folder of a search.
-        model: a trained model of the architecture that the plan was made for, in any mode; left unchanged.
+        model: a trained model of the architecture that the plan was made for, bare or wrapped, in any mode; left
+            unchanged.
         batches: calibration examples, see `find_plan`; a few hundred. Of 32 or more, a quarter is held out to decide
             how BatchNorm is adapted.
         sequential_images: maximum number of images for sequential factorization, where each layer is solved on the
@@ -197,6 +199,7 @@ def apply_plan(
     """
     if not isinstance(plan, RankPlan):
         plan = RankPlan.from_json(read_plan_file(Path(plan))["layers"])
+    plan = fitted_plan(plan, unwrap(model))
     level, model = effort_of(effort), exposed(model, plan.layers)
     factorized_like(model, plan)  # fails early if the plan does not fit, before any image is read
     with shown("apply_plan", progress) as tick, without_gradients():
@@ -252,6 +255,15 @@ def _decompose(
     most = level.sequential_images if sequential_images is None else sequential_images
     layers = decompose_model(model, searched, calibration, comparison, sequential_images=most, effort=level, tick=tick)
     return layers, budget
+
+
+def _detailed(plan: RankPlan, model: DecomposedModel) -> RankPlan:
+    """Return a plan with its MACs and expected errors."""
+    layers = {}
+    for name, choice in plan:
+        spec, error = model.space.cost.layers[name], model.errors[name][choice.scheme][choice.latent_size]
+        layers[name] = LayerDetails(spec.dense_macs, spec.macs_at(choice.latent_size, choice.scheme), error)
+    return replace(plan, details=PlanDetails(layers, model.space.cost.dense, model.space.cost.total(plan)))
 
 
 class _OnDemand(Mapping[str, Mapping[str, Decomposition]]):

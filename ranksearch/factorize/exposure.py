@@ -37,9 +37,9 @@ def exposed(model: nn.Module, names: Collection[str] | None = None) -> nn.Module
     model = unwrap(model)
     replaced: dict[int, object] = {}
     for owner, module in model.named_modules():
-        if type(module) is nn.MultiheadAttention and not (module.bias_k is not None or module.add_zero_attn):
-            inside = {f"{owner}.{name}" if owner else name for name in PROJECTIONS}
-            if names is None or inside & set(names):
+        if _is_packed(module):
+            assert isinstance(module, nn.MultiheadAttention)
+            if names is None or not _inside(owner).isdisjoint(names):
                 replaced[id(module)] = _keeping(UnpackedAttention(module), module)
         elif (names is None or owner in names) and _is_subclassed(module):
             assert isinstance(module, nn.Conv2d | nn.Linear)
@@ -58,6 +58,21 @@ def exposed(model: nn.Module, names: Collection[str] | None = None) -> nn.Module
     for owner in fused:
         _leave_fused_path(copied.get_submodule(owner))
     return copied
+
+
+def hidden_names(model: nn.Module) -> set[str]:
+    """Return the names of a model's layers that are modules only once they are exposed."""
+    packed = (owner for owner, module in unwrap(model).named_modules() if _is_packed(module))
+    return {name for owner in packed for name in _inside(owner)}
+
+
+def _is_packed(module: nn.Module) -> bool:
+    return type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn
+
+
+def _inside(owner: str) -> set[str]:
+    """Return the names of the layers of an attention."""
+    return {f"{owner}.{name}" if owner else name for name in PROJECTIONS}
 
 
 def _is_subclassed(module: nn.Module) -> bool:

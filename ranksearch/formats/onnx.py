@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ranksearch.errors import UserError
+from ranksearch.formats.structure import Arguments, output_names
 from ranksearch.formats.torch_export import trace_program
 
 
-def write_onnx(network: nn.Module, example: Tensor, folder: Path) -> tuple[Path, Callable[[Tensor], Tensor]]:
+def write_onnx(network: nn.Module, example: Arguments, folder: Path) -> tuple[Path, Callable[[Arguments], Any]]:
     """Write an ONNX model in one file, for any batch size."""
     try:
         import onnxruntime
@@ -23,14 +24,18 @@ def write_onnx(network: nn.Module, example: Tensor, folder: Path) -> tuple[Path,
         raise UserError(f"format=onnx needs {error.name}: pip install 'ranksearch[onnx]'") from None
     path = folder / "network.onnx"
     program = trace_program(network, example)
-    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    single = len(example.tensors) == 1 and not example.kwargs and example.tensors[0].ndim == 4
+    inputs = ["images"] if single else example.names(network)
+    names: dict[str, Any] = {"input_names": inputs, "output_names": output_names(example.run(network))}
     with _quiet():
         torch.onnx.export(program, (), str(path), external_data=False, verbose=False, **names)
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> Tensor:
-        [logits] = session.run(None, {"images": images.numpy()})
-        return torch.from_numpy(logits)
+    def run(arguments: Arguments) -> Any:
+        # An input that the network does not depend on is none of the file's.
+        given = dict(zip(inputs, arguments.tensors, strict=True))
+        feeds = {value.name: given[value.name].numpy() for value in session.get_inputs()}
+        return [torch.from_numpy(output) for output in session.run(None, feeds)]
 
     return path, run
 

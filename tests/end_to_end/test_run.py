@@ -106,7 +106,7 @@ def test_the_profile_shows_a_plan_within_the_constraint_and_what_stays_dense(pro
     whole = rows["whole network"]
     assert int(whole["macs"]) >= 1.5 * int(whole["macs_of_plan"])
     assert rows["conv1"]["scheme"] == "dense"
-    assert "space: conv1: dense (space.stem=dense)" in said
+    assert "space: conv1: dense, space.stem=dense (" in said
 
 
 def test_no_latent_size_of_the_profile_is_beyond_its_break_even_rank(profiled: tuple[str, Path]) -> None:

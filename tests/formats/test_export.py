@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models import get_model
 
+import ranksearch
 from ranksearch.errors import UserError
 from ranksearch.factorize import factorized_like
 from ranksearch.formats.export import export
@@ -217,3 +218,60 @@ def test_a_package_that_a_format_needs_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"format=onnx needs onnxruntime: pip install 'ranksearch\[onnx\]'"):
         export(nn.Linear(3, 4).eval(), (3,), tmp_path, "onnx")
+
+
+class TwoInputs(nn.Module):
+    """Image features and metadata in, several outputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = nn.Linear(8, 16), nn.Linear(4, 16), nn.Linear(16, 5)
+
+    def forward(self, image: Tensor, meta: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
+        hidden = (self.first(image) + self.second(meta)).relu() * scale
+        return {"scores": self.head(hidden), "hidden": hidden}
+
+
+PAIR = torch.randn(4, 8), torch.randn(4, 4)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch_export", "plain", "state_dict"])
+@pytest.mark.parametrize("example", [PAIR, {"image": PAIR[0], "meta": PAIR[1], "labels": torch.zeros(4)}])
+def test_inputs_and_outputs_of_any_structure_are_exported(example: Any, format: str, tmp_path: Path) -> None:
+    assert ranksearch.export(TwoInputs().eval(), example, tmp_path / "there", format).exists()
+
+
+def test_an_onnx_file_has_the_names_of_arguments_and_outputs(tmp_path: Path) -> None:
+    import onnxruntime
+
+    network = TwoInputs()
+    path = ranksearch.export(network, PAIR, tmp_path / "net.onnx")
+    assert path == tmp_path / "net.onnx"
+    assert network.training  # as it was
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    image, meta = torch.randn(7, 8), torch.randn(7, 4)
+    scores, _ = session.run(["scores", "hidden"], {"image": image.numpy(), "meta": meta.numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(scores), network.eval()(image, meta)["scores"], atol=1e-5)
+
+
+def test_what_runs_a_network_is_exported_with_it(tmp_path: Path) -> None:
+    import onnxruntime
+
+    def scores(network: nn.Module, batch: Any) -> Tensor:
+        found: Tensor = network(batch["pixels"], batch["meta"])["scores"]
+        return found
+
+    example = {"pixels": PAIR[0], "meta": PAIR[1]}
+    path = ranksearch.export(TwoInputs().eval(), example, tmp_path / "net.onnx", call=scores)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert {value.name for value in session.get_inputs()} == {"batch.pixels", "batch.meta"}
+    assert len(session.get_outputs()) == 1
+
+
+def test_a_path_that_does_not_fit_the_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"format=plain writes two files, and '.*net.py' is one: name a folder"):
+        ranksearch.export(nn.Linear(3, 4).eval(), (3,), tmp_path / "net.py", "plain")
+    with pytest.raises(UserError, match=r"format=tflite is unknown: use plain, torch_export, onnx, state_dict"):
+        ranksearch.export(nn.Linear(3, 4).eval(), (3,), tmp_path, "tflite")
