@@ -29,7 +29,7 @@ import torch
 from schemes_picture import picture
 from torch import Tensor, nn
 
-from ranksearch.allocation.closed_form import choose, propose
+from ranksearch.allocation.closed_form import MORE_EXPONENTS, choose, propose
 from ranksearch.cost.base import NetworkCost
 from ranksearch.cost.macs import MacsCost, count_macs
 from ranksearch.factorize import (
@@ -180,7 +180,7 @@ def accuracies(name: str, seed: int, model: nn.Module, data: Data, options: argp
     for kinds, share, steps, solved, *_ in rest:
         if (kinds, share, solved) not in plans:
             space = build_space(SpaceSettings(default=Rule(schemes=SETS[kinds]), multiple_of=1), profile, cost)
-            proposals = propose(space, errors, int(share * cost.dense))
+            proposals = propose(space, errors, int(share * cost.dense), MORE_EXPONENTS)
             quickly = partial(build, solved=solved, count=COMPARED_ON)
             plans[kinds, share, solved] = choose(proposals, errors, quickly, comparison, predicted)
         plan = plans[kinds, share, solved]

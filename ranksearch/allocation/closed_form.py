@@ -25,7 +25,9 @@ from ranksearch.search_space.space import Errors, SearchSpace
 # Scheme subsets that candidates are restricted to: equal errors of different schemes cost different accuracy.
 SUBSETS = (SCHEMES, ("full", "vertical", "horizontal"), ("full", "pointwise"), ("full",))
 # Powers of the errors that are summed; squares emphasize the layers with the largest errors.
-EXPONENTS = (0.75, 1.0, 2.0)
+EXPONENTS = (1.0, 2.0)
+# The same where networks are compared more exactly, so that more candidates pay.
+MORE_EXPONENTS = (0.75, *EXPONENTS)
 # Images that networks are solved on in turn to compare plans, where maps are small.
 SOLVED_ON = 64
 # Candidates whose total error exceeds this multiple of the lowest are discarded: divergence seldom prefers one.
@@ -46,19 +48,20 @@ def closed_form_budgets(space: SearchSpace, budget: int, count: int, first: int 
     return [max(int(budget * step**index), lowest) for index in range(count if first is None else min(count, first))]
 
 
-def propose(space: SearchSpace, errors: Errors, budget: int) -> list[RankPlan]:
+def propose(space: SearchSpace, errors: Errors, budget: int, exponents: Sequence[float] = EXPONENTS) -> list[RankPlan]:
     """Return the distinct plans of low total error within a budget, one per exponent and scheme subset.
 
     Args:
         space: the search space; a layer that has none of a subset's schemes keeps all of its own.
         errors: layer name -> scheme -> expected error at rank 0, 1, ...
         budget: budget of the whole network, at least the cost of the space's cheapest plan.
+        exponents: powers of the errors that are summed.
     """
 
     def powers(curves: Mapping[str, Sequence[float]], exponent: float) -> dict[str, list[float]]:
         return {scheme: [error**exponent for error in curve] for scheme, curve in curves.items()}
 
-    views = [{layer: powers(curves, exponent) for layer, curves in errors.items()} for exponent in EXPONENTS]
+    views = [{layer: powers(curves, exponent) for layer, curves in errors.items()} for exponent in exponents]
     plans = []
     for schemes in SUBSETS:
         restricted = space.restricted(schemes)
@@ -115,7 +118,8 @@ def closed_form(model: DecomposedModel, budgets: Sequence[int], *, tick: Tick = 
     dense, chosen = model.reference.predictions, list[RankPlan]()
     tick("comparing plans", 0, len(budgets))
     for budget in budgets:
-        plans = propose(model.space, model.weighted_errors, budget)
+        exponents = MORE_EXPONENTS if model.affords_solving else EXPONENTS
+        plans = propose(model.space, model.weighted_errors, budget, exponents)
         chosen.append(choose(plans, model.errors, _builder(model), model.comparison, dense))
         tick("comparing plans", len(chosen), len(budgets))
     return chosen

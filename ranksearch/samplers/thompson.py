@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
+from ranksearch.allocation.closed_form import EXPONENTS
 from ranksearch.allocation.lagrangian import Indices
 from ranksearch.errors import SettingError
 from ranksearch.samplers.base import Distributions, distributions
@@ -25,8 +26,6 @@ from ranksearch.samplers.history import OptionGrid, TrialHistory
 from ranksearch.samplers.posterior import LAYER_SPREAD, SCHEME_SPREAD
 from ranksearch.search_space.space import Errors, SearchSpace, Value
 
-# Powers of the errors that plans may be best by; which one is, is learned.
-EXPONENTS = (1.0, 2.0)
 # Draws before falling back to neighbors of the last drawn plan, when the study has all drawn plans already.
 DRAWS = 10
 

@@ -10,7 +10,16 @@ from spaces import COST, space
 from torch import nn
 from torch.nn import functional as F
 
-from ranksearch.allocation.closed_form import EXPONENTS, SOLVED_ON, SUBSETS, choose, closed_form, propose, total_error
+from ranksearch.allocation.closed_form import (
+    EXPONENTS,
+    MORE_EXPONENTS,
+    SOLVED_ON,
+    SUBSETS,
+    choose,
+    closed_form,
+    propose,
+    total_error,
+)
 from ranksearch.plan import LayerChoice, RankPlan
 from ranksearch.predictions import divergence, predict
 from ranksearch.study.context import SearchContext
@@ -97,7 +106,7 @@ def test_no_proposal_is_better_than_the_closed_form(context: SearchContext) -> N
         return error * divergence(*(predict(model, context.comparison) for model in (network, context.model)))
 
     [chosen] = closed_form(context, [budget])
-    proposals = propose(context.space, context.errors, budget)
+    proposals = propose(context.space, context.errors, budget, MORE_EXPONENTS)
     assert chosen in proposals
     assert len(proposals) > 2
     assert context.affords_solving
