@@ -2,10 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help search test slow check docs mutants .venv
+.PHONY: help search test integrations slow check docs mutants .venv
 
 help: ## say what can be made
-	@awk -F ':.*## ' '/^[a-z.]+: .*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z.]+: .*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 search: .venv ## find latent sizes for a ResNet-20 on real digits, in a few minutes
 	$(BIN)/python -m ranksearch
@@ -20,6 +20,10 @@ check: .venv ## lint, format, types, layers of imports, dead code, unused depend
 
 test: check ## check, then the tests
 	$(BIN)/python -m pytest
+
+integrations: .venv ## the tests with large packages of others, which it installs: transformers and lightning
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[integrations]'
+	$(BIN)/python -m pytest -n 0 -m integrations
 
 slow: .venv ## the tests that the others leave out, half an hour of killed workers and networks for ImageNet
 	$(BIN)/python -m pytest -m slow

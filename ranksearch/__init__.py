@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ranksearch.factorize.surgery import factorize_model
     from ranksearch.factorize.trace import profile_layers
     from ranksearch.formats.export import export
+    from ranksearch.formats.pretrained import load_pretrained, save_pretrained
     from ranksearch.formats.serialization import load
     from ranksearch.plan import LayerChoice, LayerSpec, RankPlan
 
@@ -35,8 +36,10 @@ __all__ = [
     "factorize_model",
     "find_plan",
     "load",
+    "load_pretrained",
     "profile_layers",
     "recalibrate_batchnorm",
+    "save_pretrained",
 ]
 __version__ = "0.1.0"
 
@@ -48,6 +51,7 @@ _HOMES = {
     "cost.macs": ("count_macs",),
     "factorize.batchnorm": ("recalibrate_batchnorm",),
     "formats.export": ("export",),
+    "formats.pretrained": ("load_pretrained", "save_pretrained"),
     "formats.serialization": ("load",),
 }
 _get, __dir__ = lazy_names(__name__, {name: f"ranksearch.{home}" for home, names in _HOMES.items() for name in names})

@@ -38,6 +38,7 @@ HOMES = {
     "filelock": {"locks", "storage"},
     "onnxruntime": {"formats"},
     "onnxscript": {"formats"},
+    "transformers": {"formats"},
 }
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import ranksearch
 from ranksearch import DataError, LayerChoice, RankPlan, UserError
-from ranksearch.batches import collect_inputs, read_batches
+from ranksearch.batches import Inputs, collect_inputs, first_examples, join, read_batches
 from ranksearch.predictions import divergence, extract_predictions, predict
 
 IMAGES = torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -137,3 +137,154 @@ def test_predictions_are_put_together_in_order() -> None:
     model = nn.Linear(4, 3)
     rows = torch.randn(10, 4)
     assert torch.allclose(predict(model, rows.split(3)), model(rows).double())
+
+
+class Pairs(Net):
+    """Two inputs, the second required."""
+
+    def forward(self, x: Tensor, shift: Tensor) -> Any:
+        return super().forward(x + shift)
+
+
+class Named(Net):
+    """Arguments by the names of a data set's entries."""
+
+    def forward(self, image: Tensor, labels: Tensor | None = None) -> Any:
+        assert labels is None
+        return super().forward(image)
+
+
+class Whole(Net):
+    """A batch as it comes."""
+
+    def forward(self, batch: dict[str, Any]) -> Any:
+        return super().forward(batch["image"])
+
+
+class Detector(Net):
+    """Images of any size in, a dict for each out."""
+
+    def forward(self, images: list[Tensor]) -> Any:
+        logits = [super(Detector, self).forward(image[None])[0] for image in images]
+        return [{"boxes": each[None, :4], "scores": each[4:5]} for each in logits]
+
+
+class Entries(Dataset[dict[str, Any]]):
+    """Dicts, as data sets of one's own yield."""
+
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": IMAGES[index], "labels": index % 10, "path": f"{index}.png"}
+
+
+ZEROS = torch.zeros_like(IMAGES)
+STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any]]] = {
+    "several inputs": (Pairs, lambda: [(IMAGES, ZEROS)], {}),
+    "several inputs and labels": (
+        Pairs,
+        lambda: list(zip(IMAGES.split(24), ZEROS.split(24), LABELS.split(24), strict=True)),
+        {},
+    ),
+    "several inputs by name": (Pairs, lambda: {"x": IMAGES, "shift": ZEROS, "labels": LABELS}, {}),
+    "a loader of dicts": (Named, lambda: DataLoader(Entries(), batch_size=16), {}),
+    "a forward of dicts": (Whole, lambda: DataLoader(Entries(), batch_size=16), {}),
+    "a function": (Net, lambda: DataLoader(Entries(), 16), {"call": lambda model, batch: model(batch["image"])}),
+    "a collated list of images": (Net, lambda: [[IMAGES, LABELS]], {}),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_every_structure_of_a_batch_gives_the_same_plan_and_network(name: str) -> None:
+    build, batches, options = STRUCTURES[name]
+    expected = ranksearch.compress(Net().eval(), IMAGES, 1.3, progress=False)
+    result = ranksearch.compress(build().eval(), batches(), 1.3, progress=False, **options)
+    assert result.plan.layers.keys() == expected.plan.layers.keys()
+    plan = expected.plan
+    network = ranksearch.apply_plan(plan, build().eval(), batches(), progress=False, **options)
+    for ours, theirs in zip(network.parameters(), expected.network.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_lists_of_images_of_any_size_are_taken_and_their_plans_not_compared(caplog: pytest.LogCaptureFixture) -> None:
+    images = [torch.rand(3, 12 + index % 3, 14) for index in range(24)]
+    model = Detector().eval()
+    with caplog.at_level("INFO"):
+        plan = ranksearch.find_plan(model, [images[:8], images[8:16], images[16:]], 1.3, progress=False)
+    assert plan.layers
+    assert "plans are not compared" in caplog.text
+    network = ranksearch.apply_plan(plan, model, [(images, [{"boxes": 1}] * 24)], progress=False)
+    with torch.no_grad():
+        assert [list(each) for each in network(images[:2])] == [["boxes", "scores"]] * 2
+
+    def scores(raw: Any) -> Tensor:
+        return torch.cat([each["scores"] for each in raw])
+
+    assert ranksearch.find_plan(model, [images], 1.3, predictions=scores, progress=False).layers
+
+
+def test_token_ids_are_taken() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.up = nn.Embedding(50, 16), nn.Linear(16, 32)
+            self.down, self.fc = nn.Linear(32, 16), nn.Linear(16, 4)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            logits: Tensor = self.fc(self.down(self.up(self.embed(input_ids)).relu()).mean(1))
+            return logits
+
+    ids = torch.randint(0, 50, (40, 6))
+    for batch in (ids, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "label": LABELS[:40]}):
+        assert ranksearch.compress(Tokens().eval(), [batch], 1.2, progress=False).plan.layers
+
+
+def test_an_endless_iterator_is_read_once_and_only_as_far_as_needed() -> None:
+    drawn = 0
+
+    def endless() -> Iterator[Tensor]:
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield torch.randn(64, 3, 12, 12)
+
+    assert ranksearch.find_plan(Net().eval(), endless(), 1.3, effort="fast", progress=False).layers
+    assert drawn == 1
+    assert ranksearch.find_plan(Net().eval(), endless(), 1.3, progress=False).layers
+    assert drawn == 1 + 1024 // 64
+
+
+def test_heads_are_compared_together() -> None:
+    model = Net(lambda logits: [logits[:, :3, None], logits[:, 3:]]).eval()
+    with torch.no_grad():
+        heads = extract_predictions(model(IMAGES))
+        assert heads.shape == (48, 1, 10)
+        assert torch.equal(heads[:, 0], Net().eval()(IMAGES))
+        named = extract_predictions({"first": torch.ones(4, 2), "second": torch.ones(4), "count": torch.ones(4).long()})
+        assert named.shape == (4, 1, 3)
+
+
+def test_outputs_that_change_are_named() -> None:
+    class Changing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, : 2 + len(x)]
+
+    with pytest.raises(UserError, match=r"returns predictions of shapes \[10\] and \[6\]: give predictions="):
+        predict(Changing(), [IMAGES[:8], IMAGES[:4]])
+    with pytest.raises(UserError, match=r"returns a tensor \[2\] of float32 for 4 examples: return"):
+        predict(nn.Identity(), [Inputs(IMAGES[:4], predictions=lambda raw: raw[0, 0, 0, :2])])
+
+
+def test_examples_are_cut_and_joined_whatever_holds_them() -> None:
+    images = [torch.ones(3, 2, index + 1) for index in range(6)]
+    value = ({"a": torch.arange(6), "scale": torch.tensor(2.0)}, images, "x")
+    inputs = Inputs(value)
+    assert len(inputs) == 6
+    again = join(inputs.split(4))
+    assert torch.equal(again.value[0]["a"], torch.arange(6))
+    assert again.value[0]["scale"] == 2
+    assert [image.shape[2] for image in again.value[1]] == [1, 2, 3, 4, 5, 6]
+    assert again.value[2] == "x"
+    assert [len(part) for part in first_examples(inputs.split(4), 5)] == [4, 1]

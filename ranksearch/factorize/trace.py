@@ -168,7 +168,7 @@ class _Run:
     latent_rows: dict[str, dict[str, int]]  # layer name -> scheme -> number of rows of the map between two factors
     read: set[str]  # names of the layers whose weights are read by other code
     uneven: set[str]  # names of the layers that pad inputs of this size in another way
-    flops: dict[str, int]  # name of a module that holds a weight -> FLOPs, without those of such modules inside it
+    flops: dict[str, int]  # name of a module that runs -> FLOPs, without those of modules inside it
     all_flops: int = 0
 
 
@@ -182,13 +182,13 @@ def _layers(model: nn.Module) -> dict[str, Layer]:
 
 
 def _meter(module: nn.Module, count: Callable[[int], None], counter: FlopCounterMode, inside: list[int]) -> None:
-    """Count the FLOPs of a module's calls, without those of metered modules inside it.
+    """Count the FLOPs of a module's calls, without those of modules inside it.
 
     Args:
         module: a module of a copied model; its forward is replaced on the instance.
         count: is called with the FLOPs of each call.
         counter: counts the FLOPs of the run.
-        inside: one number, the FLOPs of metered modules in the module that runs; shared by all.
+        inside: one number, the FLOPs of modules in the module that runs; shared by all.
     """
     forward = module.forward
 
@@ -238,8 +238,7 @@ def _watch_layers(ghost: nn.Module, run: Callable[[], None]) -> _Run:
     for name, module in _layers(ghost).items():
         watch(name, module)
     for name, module in ghost.named_modules():
-        if _holds_matrix(module):
-            meter(name, module)
+        meter(name, module)
     with counter:
         run()
     seen.all_flops = int(counter.get_total_flops())
@@ -278,7 +277,7 @@ def profile_layers(model: nn.Module, example: Any, *, call: Call | None = None) 
     convolutions = [name for name in seen.rows if isinstance(candidates[name], nn.Conv2d)]
     linears = [name for name in seen.rows if isinstance(candidates[name], nn.Linear)]
     for name in seen.flops:
-        if name not in candidates:
+        if name not in candidates and _holds_matrix(model.get_submodule(name)):
             kind = type(model.get_submodule(name)).__name__
             reasons[name] = f"{kind} is neither a convolution nor a linear layer"
     usable = tuple(layers[name] for name in seen.rows if name not in reasons)

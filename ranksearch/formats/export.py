@@ -7,14 +7,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ranksearch.batches import Call, Inputs, read_batch
 from ranksearch.errors import UserError
 from ranksearch.factorize.source_model import untouched, unwrap
 from ranksearch.formats.onnx import write_onnx
 from ranksearch.formats.python_source import write_plain
-from ranksearch.formats.structure import Arguments, all_tensors
+from ranksearch.formats.structure import Arguments, all_tensors, largest_difference
 from ranksearch.formats.torch_export import write_torch_export
 
 # Maximum difference of outputs that is attributed to rounding, relative to the largest.
@@ -63,7 +63,7 @@ def export(
     with TemporaryDirectory(dir=folder, prefix=".") as scratch, untouched(network):
         written, read = FORMATS[format](owner.eval(), traced, Path(scratch))
         expected, actual = all_tensors(checked.run(owner)), all_tensors(read(checked))
-        difference = _difference(expected, actual)
+        difference = largest_difference(expected, actual)
         if not difference <= TOLERANCE:
             outputs = f"outputs that differ by {difference:.1e} of the largest, above {TOLERANCE:g}"
             raise UserError(f"format={format} gives {outputs}: use another format")
@@ -106,18 +106,6 @@ def _repeated(inputs: Inputs, count: int) -> Inputs:
     order = torch.arange(count) % len(inputs)
     size = len(inputs)
     return inputs.map(lambda tensor: tensor[order] if tensor.ndim and len(tensor) == size else tensor)
-
-
-def _difference(expected: list[Tensor], actual: list[Tensor]) -> float:
-    """Return the largest difference of outputs as a share of the largest output."""
-    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
-        return float("inf")
-    largest = 0.0
-    for wanted, found in zip(expected, actual, strict=True):
-        if wanted.numel():
-            scale = wanted.double().abs().max().clamp_min(1e-12)
-            largest = max(largest, float((wanted.double() - found.double()).abs().max() / scale))
-    return largest
 
 
 def _state_dict(network: nn.Module, example: Arguments, folder: Path) -> tuple[Path, Runner]:

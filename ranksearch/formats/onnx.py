@@ -25,8 +25,8 @@ def write_onnx(network: nn.Module, example: Arguments, folder: Path) -> tuple[Pa
     path = folder / "network.onnx"
     program = trace_program(network, example)
     single = len(example.tensors) == 1 and not example.kwargs and example.tensors[0].ndim == 4
-    inputs = ["images"] if single else example.names(network)
-    names: dict[str, Any] = {"input_names": inputs, "output_names": output_names(example.run(network))}
+    inputs, outputs = ["images"] if single else example.names(network), output_names(example.run(network))
+    names: dict[str, Any] = {"input_names": inputs, "output_names": outputs}
     with _quiet():
         torch.onnx.export(program, (), str(path), external_data=False, verbose=False, **names)
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])

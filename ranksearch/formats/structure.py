@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+# Differences up to this are rounding, however small the outputs: those of a sigmoid may all be.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,16 @@ def output_names(value: Any) -> list[str]:
     if isinstance(value, Tensor):
         return ["logits"]
     return [name.removeprefix(".") for name in _names("", value)]
+
+
+def largest_difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
+    """Return the largest difference of outputs as a share of the largest output; infinity for other shapes."""
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
+        return float("inf")
+    largest = 0.0
+    for wanted, found in zip(expected, actual, strict=True):
+        if wanted.numel():
+            difference = float((wanted.double() - found.double()).abs().max())
+            share = difference / max(float(wanted.double().abs().max()), 1e-12)
+            largest = max(largest, 0.0 if difference <= ROUNDING else share)
+    return largest

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ranksearch.errors import UserError, first_line
+from ranksearch.errors import UserError, first_line, shorten
 from ranksearch.formats.structure import Arguments
 
 
@@ -39,5 +39,5 @@ def trace_program(network: nn.Module, example: Arguments) -> torch.export.Export
     try:
         return torch.export.export(network, example.args, example.kwargs, dynamic_shapes=shapes)
     except Exception as error:  # the tracer may raise anything on a custom forward
-        reason = first_line(error)
+        reason = shorten(first_line(error), 160)
         raise UserError(f"torch.export cannot follow the network ({reason}): use format=state_dict") from error

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from conftest import ROOT
@@ -28,6 +29,16 @@ def test_the_library_s_example_halves_the_macs_in_at_most_15_lines(capsys: pytes
     dense, network = (count_macs(names[name], (3, 32, 32)) for name in ("model", "network"))
     assert dense >= 2 * network
     assert not [module for module in names["model"].modules() if "Factorized" in type(module).__name__]
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's exporter
+def test_one_s_own_network_is_compressed_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = runpy.run_path(str(EXAMPLES / "own_network.py"))
+    assert names["result"].plan.details.dense_macs >= 1.5 * names["result"].plan.details.macs
+    path = tmp_path / "outputs" / "own_network.onnx"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_outputs()] == ["out"]
 
 
 @pytest.mark.slow  # the default tests run the same of docs/own.md
