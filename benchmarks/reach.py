@@ -1,4 +1,4 @@
-"""Which share of a network's MACs can be factorized, and why the rest stays dense. Run: python benchmarks/reach.py [NAME ...].
+"""Which share of the MACs can be factorized, and why the rest stays dense: python benchmarks/reach.py [NAME ...].
 
 Networks of timm, at their own image size, on the meta device: nothing is computed or downloaded.
 """
@@ -13,12 +13,38 @@ from torch import nn
 
 import ranksearch
 
-NAMES = (
-    "resnet50 resnext50_32x4d regnety_008 densenet121 vgg16_bn mobilenetv2_100 mobilenetv3_small_100 efficientnet_b0 "
-    "tf_efficientnetv2_b0 tf_efficientnet_lite0 ghostnet_050 mnasnet_100 nfnet_l0 dm_nfnet_f0 resnetv2_50 convnext_tiny "
-    "convnextv2_nano repvgg_a2 hrnet_w18 darknet53 cspresnet50 inception_v3 vit_tiny_patch16_224 deit_small_patch16_224 "
-    "beit_base_patch16_224 swin_tiny_patch4_window7_224 mixer_s16_224 mobilevit_xxs pvt_v2_b0 coat_tiny"
-).split()
+NAMES = [
+    "resnet50",
+    "resnext50_32x4d",
+    "regnety_008",
+    "densenet121",
+    "vgg16_bn",
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "efficientnet_b0",
+    "tf_efficientnetv2_b0",
+    "tf_efficientnet_lite0",
+    "ghostnet_050",
+    "mnasnet_100",
+    "nfnet_l0",
+    "dm_nfnet_f0",
+    "resnetv2_50",
+    "convnext_tiny",
+    "convnextv2_nano",
+    "repvgg_a2",
+    "hrnet_w18",
+    "darknet53",
+    "cspresnet50",
+    "inception_v3",
+    "vit_tiny_patch16_224",
+    "deit_small_patch16_224",
+    "beit_base_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "mixer_s16_224",
+    "mobilevit_xxs",
+    "pvt_v2_b0",
+    "coat_tiny",
+]
 
 
 def reach(name: str) -> tuple[str, int, float, list[tuple[str, float]]]:
