@@ -33,6 +33,9 @@ from ranksearch.factorize.separable import pieces
 from ranksearch.factorize.statistics import Layer, groups_of
 from ranksearch.factorize.thinning import Thinning, as_rows
 
+# The ridge of larger patches is chosen on a single fold.
+LARGEST_TO_VALIDATE_TWICE = 1024
+
 
 def regress_on_latent_values(
     layer: Layer,
@@ -69,7 +72,8 @@ def regress_on_latent_values(
     white = rows @ rows.mT, white_cross, weight.square().sum((1, 2, 3))
     problem = AlternatingLeastSquares(even + odd, *white, level)
     folds = [Fold(replace(problem, moments=seen), unseen) for seen, unseen in ((even, odd), (odd, even))]
-    ridge = chosen_ridge(folds, rank, weight[0, 0].numel())
+    entries = weight[0, 0].numel()
+    ridge = chosen_ridge(folds[: 1 if entries > LARGEST_TO_VALIDATE_TWICE else 2], rank, entries)
     combination, second = problem.ridged(ridge).solve(rank)
     moments = problem.moments
     latent = (combination @ moments.mean.flatten(2)).reshape(groups, rank, -1)
