@@ -12,10 +12,18 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ranksearch.factorize.effective import effective_layer
 from ranksearch.factorize.layers.attention import PROJECTIONS, UnpackedAttention
 from ranksearch.factorize.layers.padded import PaddedConv2d
+from ranksearch.factorize.layers.reshaped import (
+    ColumnsConvTranspose1d,
+    ColumnsConvTranspose2d,
+    FramesConv3d,
+    PlanarConv1d,
+)
 from ranksearch.factorize.source_model import clone, unwrap
 
 # Types whose forward is known.
 PLAIN = (nn.Conv2d, nn.Linear, PaddedConv2d)
+# Types that are computed by a plain convolution inside.
+RESHAPED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 # Modules inside a factorized layer.
 FACTORS = {"module0", "module1"}
 
@@ -23,9 +31,10 @@ FACTORS = {"module0", "module1"}
 def exposed(model: nn.Module, names: Collection[str] | None = None) -> nn.Module:
     """Return a copy of a model that shares its tensors, with hidden layers as plain modules.
 
-    Packed attention becomes four linear layers, see `UnpackedAttention`; a subclass of a convolution or linear layer
-    becomes the plain layer that it amounts to, see `effective_layer`; transformer layers around what is exposed or
-    named leave their fused path, which reads weights of layers that it does not call.
+    Packed attention becomes four linear layers, see `UnpackedAttention`. Convolutions along one axis or three, and
+    transposed ones, are computed by a plain one inside, ``conv``; see `layers.reshaped`. A subclass of a convolution or
+    linear layer becomes the plain layer that it amounts to, see `effective_layer`. Transformer layers around what is
+    exposed or named leave their fused path, which reads weights of layers that it does not call.
 
     Args:
         model: the model; left unchanged.
@@ -37,10 +46,10 @@ def exposed(model: nn.Module, names: Collection[str] | None = None) -> nn.Module
     model = unwrap(model)
     replaced: dict[int, object] = {}
     for owner, module in model.named_modules():
-        if _is_packed(module):
-            assert isinstance(module, nn.MultiheadAttention)
-            if names is None or not _inside(owner).isdisjoint(names):
-                replaced[id(module)] = _keeping(UnpackedAttention(module), module)
+        inside = _inside(owner, module)
+        if inside:
+            if names is None or not inside.isdisjoint(names):
+                replaced[id(module)] = _keeping(_opened(module), module)
         elif (names is None or owner in names) and _is_subclassed(module):
             assert isinstance(module, nn.Conv2d | nn.Linear)
             copied = clone(module)
@@ -62,17 +71,35 @@ def exposed(model: nn.Module, names: Collection[str] | None = None) -> nn.Module
 
 def hidden_names(model: nn.Module) -> set[str]:
     """Return the names of a model's layers that are modules only once they are exposed."""
-    packed = (owner for owner, module in unwrap(model).named_modules() if _is_packed(module))
-    return {name for owner in packed for name in _inside(owner)}
+    return {name for owner, module in unwrap(model).named_modules() for name in _inside(owner, module)}
 
 
-def _is_packed(module: nn.Module) -> bool:
-    return type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn
+def _inside(owner: str, module: nn.Module) -> set[str]:
+    """Return the names of the layers that a module has once it is exposed; none for most modules."""
+    names: tuple[str, ...] = ()
+    if type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn:
+        names = PROJECTIONS
+    elif type(module) in RESHAPED and "weight" in module._parameters:
+        assert isinstance(module, nn.Conv1d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d)
+        hooks = module._forward_hooks or module._forward_pre_hooks
+        # Time is padded by zeros alone.
+        other = isinstance(module, nn.Conv3d) and (isinstance(module.padding, str) or module.padding_mode != "zeros")
+        names = () if hooks or other or 1 < module.groups == module.out_channels else ("conv",)
+    return {f"{owner}.{name}" if owner else name for name in names}
 
 
-def _inside(owner: str) -> set[str]:
-    """Return the names of the layers of an attention."""
-    return {f"{owner}.{name}" if owner else name for name in PROJECTIONS}
+def _opened(module: nn.Module) -> nn.Module:
+    """Return a module that computes the same with the layers of `_inside`."""
+    if isinstance(module, nn.MultiheadAttention):
+        return UnpackedAttention(module)
+    if isinstance(module, nn.Conv1d):
+        return PlanarConv1d(module)
+    if isinstance(module, nn.Conv3d):
+        return FramesConv3d(module)
+    if isinstance(module, nn.ConvTranspose1d):
+        return ColumnsConvTranspose1d(module)
+    assert isinstance(module, nn.ConvTranspose2d)
+    return ColumnsConvTranspose2d(module)
 
 
 def _is_subclassed(module: nn.Module) -> bool:
