@@ -79,7 +79,7 @@ def _inside(owner: str, module: nn.Module) -> set[str]:
     names: tuple[str, ...] = ()
     if type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn:
         names = PROJECTIONS
-    elif type(module) in RESHAPED and "weight" in module._parameters:
+    elif any(type(module).forward is kind.forward for kind in RESHAPED) and "weight" in module._parameters:
         assert isinstance(module, nn.Conv1d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d)
         hooks = module._forward_hooks or module._forward_pre_hooks
         # Time is padded by zeros alone.

@@ -106,6 +106,23 @@ def test_a_rank_as_large_as_the_data_loses_nothing() -> None:
             assert torch.allclose(network(mixed), model(mixed), atol=2e-3)
 
 
+class Named(nn.Conv3d):
+    """A subclass that adds nothing to the forward, as in torchvision's networks of videos."""
+
+
+def test_a_subclass_with_the_same_forward_is_taken_and_one_with_its_own_is_not() -> None:
+    class Doubled(nn.Conv1d):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    video = nn.Sequential(Named(8, 16, 3), nn.ReLU())
+    assert [spec.name for spec in ranksearch.profile_layers(video, torch.zeros(1, 8, 3, 6, 6)).layers] == ["0.conv"]
+    signal = ranksearch.profile_layers(nn.Sequential(Doubled(16, 16, 3), nn.ReLU()), torch.zeros(1, 16, 9))
+    assert signal.skipped["0"].reason == "Doubled is neither a convolution nor a linear layer"
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(16, 16, 3)), nn.ReLU())
+    assert not ranksearch.profile_layers(normed, torch.zeros(1, 16, 9)).layers
+
+
 class UNet(nn.Module):
     """Down by strides, up by transposed convolutions."""
 
