@@ -20,6 +20,7 @@ from ranksearch.factorize.base import Decomposition
 from ranksearch.factorize.batchnorm import NormStatistics, adapt_batchnorm, move_in_turn, statistics_of_norms
 from ranksearch.factorize.calibration import collect_statistics
 from ranksearch.factorize.decomposition import decompose_schemes
+from ranksearch.factorize.exposure import exposed
 from ranksearch.factorize.sequential import (
     DenseActivations,
     affordable_images,
@@ -193,7 +194,7 @@ class DecomposedModel:
     """A dense network with the decompositions and expected errors of its layers.
 
     Attributes:
-        model: the dense network, in eval mode.
+        model: the dense network, in eval mode, with the layers of the space as modules; see `exposed`.
         space: the search space.
         decompositions: layer name -> scheme -> decomposition, of every layer in the space.
         errors: layer name -> scheme -> expected error at rank 0, 1, ...
@@ -431,6 +432,7 @@ def decompose_model(
     """
     start = time.perf_counter()
     names, sensitivities = [layer.spec.name for layer in space.layers], sensitivities or {}
+    model = exposed(model, names)
     solving = SolvingImages.from_batches(model, batches, names, sequential_images)
     count = COMPARED_ON if len(solving.batch) >= COMPARED_ON else min(FEW_LARGE, len(solving.batch))
     comparing = SolvingImages(model, join(first_examples(batches, count)), ())

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.errors import DamagedError, SettingError
+from ranksearch.factorize.exposure import exposed
 from ranksearch.factorize.surgery import factorized_like
 from ranksearch.factorize.trace import layer_inputs
 from ranksearch.locks import exclusive
@@ -135,7 +136,8 @@ class Latency:
         self, model: nn.Module, layers: Sequence[LayerSpec], input_shape: Sequence[int], device: torch.device
     ) -> LatencyTable:
         start, spreads = time.perf_counter(), []
-        shapes = layer_inputs(model, [spec.name for spec in layers], self.batch_size, input_shape)
+        opened = exposed(model, [spec.name for spec in layers])
+        shapes = layer_inputs(opened, [spec.name for spec in layers], self.batch_size, input_shape)
         network = self.runtime.prepare(model, device)
         images = self.runtime.example((self.batch_size, *input_shape), device)
         reference = _caller(network, [images])
@@ -143,7 +145,7 @@ class Latency:
         alike: dict[str, dict[tuple[str, int], float]] = {}
         dense, factorized = {}, {}
         for spec in layers:
-            layer = model.get_submodule(spec.name)
+            layer = opened.get_submodule(spec.name)
             key = f"{layer!r} {shapes[spec.name]}"
             if key not in alike:
                 timed = self._time_layer(layer, spec, shapes[spec.name], device, reference)

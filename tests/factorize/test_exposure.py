@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,12 +15,19 @@ from torch.nn import functional as F
 
 import ranksearch
 from ranksearch import LayerChoice, RankPlan
-from ranksearch.cost.macs import count_macs
+from ranksearch.allocation.closed_form import closed_form
+from ranksearch.allocation.decomposed_model import decompose_model
+from ranksearch.allocation.effort import EFFORTS
+from ranksearch.batches import read_batch
+from ranksearch.cost import Latency
+from ranksearch.cost.base import NetworkCost
+from ranksearch.cost.macs import MacsCost, count_macs
 from ranksearch.factorize.effective import effective_layer
 from ranksearch.factorize.exposure import exposed
 from ranksearch.factorize.layers.attention import UnpackedAttention
 from ranksearch.factorize.layers.padded import PaddedConv2d
 from ranksearch.factorize.surgery import factorized_like
+from ranksearch.search_space.rules import SpaceSettings, build_space
 
 
 class StaticSame(nn.Conv2d):
@@ -181,3 +189,18 @@ def test_inputs_that_a_stride_does_not_divide_leave_a_layer_dense() -> None:
     profile = ranksearch.profile_layers(model, torch.zeros(1, 16, 9, 9))
     assert profile.skipped["0"].reason == "its padding depends on the size of its input"
     assert ranksearch.profile_layers(model, torch.zeros(1, 16, 10, 10)).layers
+
+
+def test_a_search_has_hidden_layers_in_its_space_by_macs_and_by_the_clock() -> None:
+    model, x = Encoder().eval(), torch.randn(48, 6, 32)
+    profile = ranksearch.profile_layers(model, x[:1])
+    names = {spec.name for spec in profile.layers}
+    table = Latency(repeats=2).measure(model, profile.layers, x.shape[1:], torch.device("cpu"))
+    assert names == set(table.layers)
+    cost = NetworkCost(MacsCost(), profile.macs, {spec.name: spec for spec in profile.layers})
+    space = build_space(SpaceSettings(), profile, cost)
+    inputs = read_batch(model, x).split(16)
+    layers = decompose_model(model, space, inputs, [], sequential_images=32)
+    [plan] = closed_form(replace(layers, effort=EFFORTS["fast"]), [profile.macs * 2 // 5])
+    assert any("_proj" in name for name in plan.layers)
+    assert count_macs(layers.build(plan), x[:1]) == cost.total(plan)
