@@ -79,13 +79,18 @@ def _inside(owner: str, module: nn.Module) -> set[str]:
     names: tuple[str, ...] = ()
     if type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn:
         names = PROJECTIONS
-    elif any(type(module).forward is kind.forward for kind in RESHAPED) and "weight" in module._parameters:
+    elif _forward_of(module) in [kind.forward for kind in RESHAPED] and "weight" in module._parameters:
         assert isinstance(module, nn.Conv1d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d)
         hooks = module._forward_hooks or module._forward_pre_hooks
         # Time is padded by zeros alone.
         other = isinstance(module, nn.Conv3d) and (isinstance(module.padding, str) or module.padding_mode != "zeros")
         names = () if hooks or other or 1 < module.groups == module.out_channels else ("conv",)
     return {f"{owner}.{name}" if owner else name for name in names}
+
+
+def _forward_of(module: nn.Module) -> object:
+    """Return the forward of a module's class; None for a TorchScript module, which has none."""
+    return getattr(type(module), "forward", None)
 
 
 def _opened(module: nn.Module) -> nn.Module:

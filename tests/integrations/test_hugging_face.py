@@ -13,13 +13,14 @@ from ranksearch import PlanError, UserError
 from ranksearch.cost.macs import count_macs
 
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("ignore")]
-transformers = pytest.importorskip("transformers")
 
 IMAGES = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 IDS = torch.randint(0, 100, (48, 12), generator=torch.Generator().manual_seed(0))
 
 
 def vit() -> Any:
+    import transformers
+
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     return transformers.ViTForImageClassification(
         transformers.ViTConfig(**sizes, image_size=32, patch_size=4, num_labels=5)
@@ -27,16 +28,22 @@ def vit() -> Any:
 
 
 def resnet() -> Any:
+    import transformers
+
     sizes = {"embedding_size": 16, "hidden_sizes": [16, 32, 48], "depths": [1, 1, 1], "layer_type": "basic"}
     return transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, num_labels=5))
 
 
 def segformer() -> Any:
+    import transformers
+
     sizes = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "decoder_hidden_size": 32}
     return transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(**sizes, num_labels=5))
 
 
 def bert() -> Any:
+    import transformers
+
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = transformers.BertConfig(**sizes, vocab_size=100, max_position_embeddings=16, num_labels=4)
     return transformers.BertForSequenceClassification(config)
@@ -54,6 +61,8 @@ CASES: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_raw_model_is_compressed_saved_and_loaded(case: str, tmp_path: Path) -> None:
+    import transformers
+
     torch.manual_seed(0)
     build, batch = CASES[case]
     model = build().eval()

@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader, TensorDataset
 import ranksearch
 
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("ignore")]
-lightning = pytest.importorskip("lightning")
 
 IMAGES = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(64) % 4
 
 
 def test_a_plan_from_inside_a_module_is_trained_by_its_trainer() -> None:
+    import lightning
+
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]  # untyped
         def __init__(self, net: nn.Module) -> None:
             super().__init__()
