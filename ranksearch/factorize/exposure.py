@@ -18,7 +18,7 @@ from ranksearch.factorize.layers.reshaped import (
     FramesConv3d,
     PlanarConv1d,
 )
-from ranksearch.factorize.source_model import clone, unwrap
+from ranksearch.factorize.source_model import clone, has_replaced_method, unwrap
 
 # Types whose forward is known.
 PLAIN = (nn.Conv2d, nn.Linear, PaddedConv2d)
@@ -113,10 +113,9 @@ def _is_subclassed(module: nn.Module) -> bool:
         return False
     if isinstance(module, LazyModuleMixin) or module._modules.keys() >= FACTORS:
         return False
-    replaced = any(callable(value) and hasattr(type(module), name) for name, value in vars(module).items())
     hooks = module._forward_hooks or module._forward_pre_hooks
     depthwise = isinstance(module, nn.Conv2d) and 1 < module.groups == module.out_channels
-    return not (replaced or hooks or depthwise)
+    return not (has_replaced_method(module) or hooks or depthwise)
 
 
 def _takes_fused_path(module: nn.Module) -> bool:

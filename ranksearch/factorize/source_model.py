@@ -33,6 +33,11 @@ def _is_compiled(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" and isinstance(getattr(module, "_orig_mod", None), nn.Module)
 
 
+def has_replaced_method(module: nn.Module) -> bool:
+    """Return whether a method of a module's class was replaced on the instance."""
+    return any(callable(value) and hasattr(type(module), name) for name, value in vars(module).items())
+
+
 def require_ready(model: nn.Module) -> None:
     """Raise unless a model can be run and copied layer by layer.
 

@@ -15,7 +15,7 @@ from ranksearch.factorize.exposure import PLAIN, exposed, without_fused_attentio
 from ranksearch.factorize.layers.base import FactorizedLayer
 from ranksearch.factorize.layers.padded import PaddedConv2d
 from ranksearch.factorize.shapes import describe
-from ranksearch.factorize.source_model import clone, require_ready, unwrap
+from ranksearch.factorize.source_model import clone, has_replaced_method, require_ready, unwrap
 from ranksearch.factorize.statistics import Layer
 from ranksearch.factorize.thinning import as_rows
 from ranksearch.plan import FIRST_AXES, LayerProfile, SkippedLayer
@@ -125,7 +125,7 @@ def reason_to_skip(module: nn.Module, positions: int) -> str | None:
     if isinstance(module, LazyModuleMixin) or type(module) not in PLAIN:
         return f"{type(module).__name__} is not a plain Conv2d or Linear"
     assert isinstance(module, nn.Conv2d | nn.Linear)
-    if any(callable(value) and hasattr(type(module), name) for name, value in vars(module).items()):
+    if has_replaced_method(module):
         return "one of its methods was replaced on the instance"
     if module.bias is not None and "bias" not in module._parameters:
         return "its bias is not a parameter but computed by a hook, as in pruning"

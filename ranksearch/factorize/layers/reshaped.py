@@ -104,7 +104,7 @@ class FramesConv3d(nn.Conv3d):
         count = (padded.shape[2] - dilation * (frames - 1) - 1) // stride + 1
         starts = range(0, dilation * frames, dilation)
         spans = [padded[:, :, start : start + (count - 1) * stride + 1 : stride] for start in starts]
-        # Time first: examples that are told apart by even and odd maps are then different clips.
+        # Time-major, so that the even and odd halves that errors are cross-validated on hold different clips.
         maps = torch.stack(spans, 2).permute(3, 0, 1, 2, 4, 5).flatten(2, 3).flatten(0, 1)
         outputs: Tensor = self.conv(maps)
         clip = outputs.reshape(count, len(clips), *outputs.shape[1:]).permute(1, 2, 0, 3, 4)
